@@ -340,8 +340,12 @@ def picture(data: bytes, settings: ImageSettings) -> list[EncodedImage]:
         Reject: as `decode` and `fit` do.
     """
     with _opened(data, settings) as file:
-        if settings.passthrough and jpeg.may_stay(data, file, SIDE, settings.quality, settings.subsampling):
-            return [EncodedImage(data, "image", SIDE, SIDE, (SIDE, SIDE))]
+        if settings.passthrough:
+            kept = jpeg.pixels_of_keepable(data, file, SIDE, settings.quality, settings.subsampling)
+            if kept is not None:
+                size = (SIDE, SIDE)
+                known = contrast(Image.fromarray(kept), size)
+                return [EncodedImage(data, "image", SIDE, SIDE, size, contrast=known)]
         pixels, size = _pixels(data, file, settings)
         return [stored(_fit(pixels, size), "image", size, settings)]
 
