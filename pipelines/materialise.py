@@ -1,11 +1,13 @@
 """Plan to shards: one task builds one shard from its rows of a round, and leaves a note that it is done."""
 
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from formats import resample
 from formats.catalog import from_row
 from formats.errors import BuildError, Reject
 from formats.imaging import EncodedImage, ImageSettings
@@ -194,7 +196,16 @@ def _open(media: Media, root: str, recipe: Recipe, max_tiles: int | None) -> tup
 
 
 def image_settings(recipe: Recipe) -> ImageSettings:
-    """How the recipe wants pictures."""
+    """How the recipe wants pictures.
+
+    Raises:
+        BuildError: if that is "fast", and this machine would make other pixels than others.
+    """
+    if recipe.image.mode == "fast" and not resample.available():
+        raise BuildError(
+            "image.mode fast needs llvmlite and memory that may hold compiled code (systemd: MemoryDenyWriteExecute=no)"
+            f" on every machine, and {socket.gethostname()} has not both; mend that, or set image.mode to exact"
+        )
     return ImageSettings(**recipe.image.model_dump())
 
 
