@@ -22,7 +22,7 @@ from formats.errors import Reject
 from formats.imaging import EncodedImage, ImageSettings, decode, fit, patched, picture, stored
 from formats.sample import Kind, Media
 from formats.video import VideoSettings, frames, thin
-from pipelines.storage import Root
+from pipelines.storage import Root, is_storages_fault
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".gif", ".flv", ".wmv", ".m4v", ".mpg", ".mpeg", ".ts")
@@ -100,7 +100,7 @@ class MediaStore:
 
         Raises:
             Reject: "media-missing", "media-unreadable" (damaged archive, no permission, a folder) or "too-large".
-            ConnectionError, TimeoutError: the network's fault, not the file's.
+            ConnectionError, TimeoutError: the network's or the disk's fault, not the file's.
         """
         place, member = self._found(media)
         return place.read(member, media.kind)
@@ -194,11 +194,9 @@ def _names(media: Media) -> Iterator[str]:
 
 @contextmanager
 def _readable(where: str) -> Iterator[None]:
-    """Turns the errors of unreadable files into `Reject`; the network's pass, for the task to be tried again."""
+    """Turns the errors of unreadable files into `Reject`, those of their storage into `ConnectionError`."""
     try:
         yield
-    except (ConnectionError, TimeoutError):
-        raise
     except (
         OSError,
         EOFError,
@@ -211,6 +209,10 @@ def _readable(where: str) -> Iterator[None]:
         tarfile.TarError,
         pa.ArrowException,
     ) as error:
+        if isinstance(error, (ConnectionError, TimeoutError)):
+            raise
+        if isinstance(error, OSError) and is_storages_fault(error):
+            raise ConnectionError(f"{where}: {error.strerror}") from error
         what = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise Reject("media-unreadable", f"{where}: {type(error).__name__}: {what}") from error
 

@@ -1,4 +1,5 @@
 import io
+import resource
 import tarfile
 import zipfile
 from pathlib import Path
@@ -218,6 +219,20 @@ def test_an_encrypted_member_is_unreadable(tmp_path, store):
     (tmp_path / "a.zip").write_bytes(data)
     with pytest.raises(Reject, match=r"media-unreadable: .* encrypted"):
         store.fetch(image("1.jpg", "a.zip"))
+
+
+def test_a_machine_out_of_file_handles_costs_no_record(tmp_path, store):
+    put(tmp_path, "a.jpg", b"one")
+    zipped(tmp_path / "b.zip", {"x.jpg": b"two"})
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for media in (image("a.jpg"), image("x.jpg", "b.zip")):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1, hard))
+        try:
+            with pytest.raises(ConnectionError, match="Too many open files"):
+                store.fetch(media)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert store.fetch(image("x.jpg", "b.zip")) == b"two"
 
 
 def test_a_folder_is_no_picture(tmp_path, store):
