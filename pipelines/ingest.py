@@ -4,7 +4,7 @@ import fcntl
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -63,6 +63,7 @@ class Part:
     Attributes:
         version: the catalog's; empty before catalogs had one.
         marked: samples that a score gives away, by the score.
+        stored: sizes of its table and its ledger in bytes, to know them whole after a machine has lost power.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Part:
     rejected: int
     version: str = ""
     marked: Mapping[str, int] = field(default_factory=dict)
+    stored: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,8 +190,21 @@ def _part_name(source: Source, root: Root, file: str) -> str:
 
 
 def _part(task: PartTask) -> Part | None:
-    """What an earlier run has read."""
-    return _summary(Path(task.folder) / f"{task.name}.json")
+    """What an earlier run has read, if all of it is still there."""
+    part = _summary(Path(task.folder) / f"{task.name}.json")
+    try:
+        return part if part and list(part.stored) == _sizes(task) else None
+    except FileNotFoundError:
+        return None
+
+
+def _stored(task: PartTask) -> tuple[Path, Path]:
+    """A part's table, and its ledger of rejects."""
+    return Path(task.folder) / f"{task.name}.parquet", Path(task.folder) / f"{task.name}.rejects.jsonl"
+
+
+def _sizes(task: PartTask) -> list[int]:
+    return [path.stat().st_size for path in _stored(task)]
 
 
 def _summary(file: Path) -> Part | None:
@@ -211,8 +226,7 @@ def _note_other_version(folder: Path, progress: Progress) -> None:
 def ingest_file(task: PartTask) -> Part:
     """Reads one annotation file into one part of a catalog; its JSON summary, written last, says that it is whole."""
     source, root = source_named(task.location.source), Root(task.location.annotations)
-    folder = Path(task.folder)
-    table, ledger = folder / f"{task.name}.parquet", folder / f"{task.name}.rejects.jsonl"
+    table, ledger = _stored(task)
     records = usable = rejected = 0
     with (
         temporary(table) as new_table,
@@ -230,10 +244,9 @@ def ingest_file(task: PartTask) -> Part:
             for sample in outcome:
                 writer.add(sample)
     size = root.info(task.file)["size"]
-    part = Part(
-        task.name, task.file, root.sha256(task.file), size, records, usable, rejected, CATALOG_VERSION, writer.marked
-    )
-    write_atomically(folder / f"{task.name}.json", json.dumps(asdict(part), indent=2).encode())
+    read = Part(task.name, task.file, root.sha256(task.file), size, records, usable, rejected)
+    part = replace(read, version=CATALOG_VERSION, marked=writer.marked, stored=_sizes(task))
+    write_atomically(Path(task.folder) / f"{task.name}.json", json.dumps(asdict(part), indent=2).encode())
     return part
 
 
