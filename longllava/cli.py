@@ -1,6 +1,7 @@
 """The `longllava` command. Each subcommand only translates between the terminal and one function elsewhere."""
 
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,6 +38,7 @@ BuildArgument = Annotated[Path, typer.Argument(help="Directory of a finished bui
 
 def main() -> None:
     """Runs the command; a mistake of the user's ends it with exit code 2 and a message that says what to do."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's way to say Ctrl-C
     try:
         app()
     except UsageError as error:
@@ -45,10 +47,11 @@ def main() -> None:
     except LongLlavaError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(1)
-    except SystemExit as end:
-        if end.code == _INTERRUPTED:
-            print("stopped; the same command goes on from here", file=sys.stderr)  # noqa: T201
-        raise
+    except (SystemExit, KeyboardInterrupt) as end:  # Typer makes one of the other once it has taken over
+        if isinstance(end, SystemExit) and end.code != _INTERRUPTED:
+            raise
+        print("stopped; the same command goes on from here", file=sys.stderr)  # noqa: T201
+        sys.exit(_INTERRUPTED)
 
 
 @app.command()

@@ -272,7 +272,7 @@ def alone(out: Path) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise BuildError(f"{out}: another build is at work there; wait for it or choose another --out") from error
-        for stray in (*out.glob(".*.tmp"), *(out / TOKENIZER).glob(".*.tmp")):
+        for stray in (*out.glob(".*.tmp"), *out.glob("*/.*.tmp")):
             stray.unlink(missing_ok=True)
         yield work.resolve()
 
