@@ -405,7 +405,7 @@ def contrast(image: Image.Image, source_size: tuple[int, int]) -> int | None:
     if min(SIDE - 2 * left, SIDE - 2 * top) < _PLACE:
         return None
     shown = image.crop((left, top, SIDE - left, SIDE - top)).reduce(_PLACE)
-    return int(np.ptp(np.asarray(shown), axis=(0, 1)).max())
+    return int(np.ptp(np.asarray(shown.getextrema()), axis=1).max())
 
 
 def encode(image: Image.Image, settings: ImageSettings) -> bytes:
