@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import importlib.metadata
 import json
 import platform
 import re
@@ -31,12 +30,11 @@ from pipelines.notes import ShardNote, load_note
 from pipelines.plan import EarlierBuild, Planner, Pool, Round, fingerprints
 from pipelines.progress import Progress
 from pipelines.storage import absolute
+from pipelines.tools import tool_versions
 from recipes.schema import Recipe
 
 WORK = ".build"
 REQUEST = "request.json"  # in the work folder: recipe and places, for whoever goes on
-# What the bytes of a build depend on.
-_TOOLS = ("longllava", "pillow", "simplejpeg", "numpy", "av", "tokenizers", "pyarrow", "duckdb", "pycld2")
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +182,7 @@ def settings_of(
         annotation_roots={place.source: place.annotations for place in places},
         builds={name: str(build.folder) for name, build in earlier.items()},
         build_hashes={name: build.manifest["recipe_sha256"] for name, build in earlier.items()},
+        tools=tool_versions(),
     )
 
 
@@ -375,11 +374,6 @@ def _refuse_changed_inputs(work: Path, inputs: Mapping[str, str]) -> None:
                 " undo that to resume it, or remove the directory to start over"
             )
     write_atomically(path, json.dumps(inputs, indent=2).encode())
-
-
-def tool_versions() -> dict[str, str]:
-    """Versions of what decides the bytes of a build."""
-    return {name: importlib.metadata.version(name) for name in _TOOLS}
 
 
 def _environment(request: Request, started: float, executor: Executor) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from pipelines.notes import BEFORE, ShardNote, leave_note, remains, shard_file
 from pipelines.plan import read_rows
 from pipelines.render import render_sample
 from pipelines.storage import Root
+from pipelines.tools import refuse_other_tools
 from recipes.schema import Recipe
 
 RECORD_SECONDS = 3600.0  # for a record alone in its process, all its media, each with a deadline of its own
@@ -49,6 +50,7 @@ class Settings:
     annotation_roots: Mapping[str, str]
     builds: Mapping[str, str]
     build_hashes: Mapping[str, str]
+    tools: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,12 @@ def build_shard(task: ShardTask) -> ShardNote:
 
     If an earlier worker died over this shard, each record is rendered in a process of its own, so that the one that
     kills takes nothing else along and is rejected as "decoder-crash".
+
+    Raises:
+        BuildError: if this machine would make other bytes than others, or the plan no longer fits what it draws from.
+        ConnectionError, TimeoutError: if storage fails; the task can be tried again.
     """
+    refuse_other_tools(task.settings.tools)
     work = Path(task.settings.work)
     dead = remains(work, task.number)
     for path in dead:
