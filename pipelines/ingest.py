@@ -224,7 +224,11 @@ def _note_other_version(folder: Path, progress: Progress) -> None:
 
 
 def ingest_file(task: PartTask) -> Part:
-    """Reads one annotation file into one part of a catalog; its JSON summary, written last, says that it is whole."""
+    """Reads one annotation file into one part of a catalog; its JSON summary, written last, says that it is whole.
+
+    Raises:
+        SourceError: if the file is not what its name says, or changed meanwhile.
+    """
     source, root = source_named(task.location.source), Root(task.location.annotations)
     table, ledger = _stored(task)
     records = usable = rejected = 0
@@ -243,8 +247,10 @@ def ingest_file(task: PartTask) -> Part:
             usable += 1
             for sample in outcome:
                 writer.add(sample)
-    size = root.info(task.file)["size"]
-    read = Part(task.name, task.file, root.sha256(task.file), size, records, usable, rejected)
+    sha256, size = root.sha256(task.file), root.info(task.file)["size"]
+    if _part_name(source, root, task.file) != task.name:
+        raise SourceError(f"{root.full(task.file)} changed while it was read; run the command again when it is whole")
+    read = Part(task.name, task.file, sha256, size, records, usable, rejected)
     part = replace(read, version=CATALOG_VERSION, marked=writer.marked, stored=_sizes(task))
     write_atomically(Path(task.folder) / f"{task.name}.json", json.dumps(asdict(part), indent=2).encode())
     return part

@@ -13,7 +13,7 @@ from formats.catalog import CATALOG_SCHEMA, from_row, to_row
 from formats.errors import SourceError
 from formats.sample import Media, Sample, Turn
 from pipelines.executor import Executor
-from pipelines.ingest import Catalog, Location, ingested
+from pipelines.ingest import Catalog, Location, _tasks, ingest_file, ingested
 from pipelines.progress import Progress
 
 FILE = "llava_v1_5_mix665k.json"
@@ -103,6 +103,17 @@ def test_a_part_that_lost_its_end_is_read_again(tmp_path: Path, executor: Execut
     stored.write_bytes(whole[: len(whole) // 2])
     assert run(tmp_path, executor).sha256 == catalog.sha256
     assert stored.read_bytes() == whole
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_taken(tmp_path: Path) -> None:
+    write(tmp_path, [GOOD])
+    place = Location.below(str(tmp_path), "llava15")
+    (task,) = _tasks(place, tmp_path / "catalog")
+    write(tmp_path, [GOOD, GOOD])  # after it was looked at, before it is read
+    (tmp_path / "catalog").mkdir()
+    with pytest.raises(SourceError, match="changed while it was read"):
+        ingest_file(task)
+    assert not list((tmp_path / "catalog").glob("*.json"))
 
 
 def test_a_touched_file_has_the_same_fingerprint(tmp_path: Path, executor: Executor) -> None:
