@@ -72,6 +72,14 @@ CODES: dict[str, str] = {
     "mixture-source": "a component holds a sample of another source than its recipe names",
     "mixture-duplicate": "a component holds the same record twice",
     "mixture-overlap": "replay and sub-image draws share a record",
+    # Against the upstream files
+    "upstream-missing": "what a sample goes back to is absent or cannot be read: an upstream file, a record, a build",
+    "upstream-changed": "an upstream annotation file, or an earlier build, is not the one that the manifest states",
+    "tools-changed": "what decides a build's bytes has other versions here; samples may differ for that alone",
+    "rebuilt-rejected": "rebuilt from the upstream files, a sample is rejected",
+    "rebuilt-json": "a sample's JSON is not what its upstream record gives",
+    "rebuilt-image": "a sample's images are not what its upstream media give",
+    "replay-origin": "a replayed sample is not, byte by byte, that of the build it was drawn from",
     # Reject ledger
     "ledger-missing": "rejects.jsonl is absent",
     "ledger-hash": "rejects.jsonl's sha256 is not the manifest's",

@@ -4,7 +4,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from validators import against as upstream
 from validators import energon, ledger, mixture, samples, shards, tokens
+from validators.against import Against
 from validators.findings import Check, Finding, guarded
 from validators.folder import Folder
 from validators.index import Index, Rows, ShardRows, open_index
@@ -19,7 +21,9 @@ Progress = Callable[[str, int, int], None]
 _BATCH = 64  # samples that are tokenised together
 
 
-def validate(build: str, *, deep: bool = False, progress: Progress | None = None) -> list[Finding]:
+def validate(
+    build: str, *, deep: bool = False, against: Against | None = None, progress: Progress | None = None
+) -> list[Finding]:
     """Checks a build.
 
     Memory holds one shard's index rows, or a few of the index's columns, and one sample's images at a time.
@@ -27,15 +31,18 @@ def validate(build: str, *, deep: bool = False, progress: Progress | None = None
     Args:
         build: a local folder or any fsspec URL.
         deep: decode every image, too.
+        against: make some samples once more from the upstream files, too.
         progress: called after every sample.
 
     Returns:
         What is wrong; nothing for a sound build. A check that cannot run is a finding ("not-run"), never an exception.
     """
-    return list(findings(build, deep=deep, progress=progress))
+    return list(findings(build, deep=deep, against=against, progress=progress))
 
 
-def findings(build: str, *, deep: bool = False, progress: Progress | None = None) -> Iterator[Finding]:
+def findings(
+    build: str, *, deep: bool = False, against: Against | None = None, progress: Progress | None = None
+) -> Iterator[Finding]:
     """As `validate`, but each fault as soon as it is found."""
     folder = yield from guarded("build", _open(build))
     if folder is None:
@@ -53,6 +60,8 @@ def findings(build: str, *, deep: bool = False, progress: Progress | None = None
         yield from guarded("draws", mixture.check_draws(index, manifest), file=index.file)
     recount = yield from guarded("tokens", tokens.open_recount(folder, manifest), file=tokens.FILE)
     yield from _Pass(folder, manifest, index, recount, deep, progress or _unheard).run()
+    if against is not None and index is not None:
+        yield from guarded("against", upstream.check(folder, index, against))
 
 
 def summary(found: Iterable[Finding]) -> dict[str, int]:
