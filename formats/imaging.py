@@ -65,6 +65,8 @@ class EncodedImage:
         source_size: (width, height) of what it was made from, upright and before any scaling.
         tile: (row, column) of a tile.
         time: seconds from the first frame of a video, of a frame.
+        contrast: levels between the darkest and the brightest place of what it shows, padding aside, in the colour
+            where that is most: 0 for one plain colour, 255 at most. None for tiles.
     """
 
     jpeg: bytes
@@ -74,6 +76,7 @@ class EncodedImage:
     source_size: tuple[int, int]
     tile: tuple[int, int] | None = None
     time: float | None = None
+    contrast: int | None = None
 
 
 # What the bytes are -------------------------------------------------------------------------------------------------
@@ -377,7 +380,28 @@ def stored(
     time: float | None = None,
 ) -> EncodedImage:
     """A 336×336 picture as a shard stores it."""
-    return EncodedImage(encode(image, settings), role, image.width, image.height, source_size, tile, time)
+    known = None if tile else contrast(image, source_size)
+    return EncodedImage(encode(image, settings), role, image.width, image.height, source_size, tile, time, known)
+
+
+_EDGE = 3  # pixels into which resizing carries the padding's colour; more where it enlarges
+_PLACE = 4  # pixels; what noise there is evens out over a place
+
+
+def contrast(image: Image.Image, source_size: tuple[int, int]) -> int | None:
+    """How far the brightest and the darkest place of a padded 336×336 picture are apart, 0 to 255.
+
+    Text on an empty page counts as a place, an even sky with its noise does not. None if too little of the square is
+    picture to tell.
+    """
+    (width, height), side = source_size, max(source_size)
+    left, top = (SIDE * (side - length) // (2 * side) for length in (width, height))
+    edge = _EDGE + max(0, 2 * SIDE // side - 2)
+    left, top = (margin + edge if margin else 0 for margin in (left, top))
+    if min(SIDE - 2 * left, SIDE - 2 * top) < _PLACE:
+        return None
+    shown = image.crop((left, top, SIDE - left, SIDE - top)).reduce(_PLACE)
+    return int(np.ptp(np.asarray(shown), axis=(0, 1)).max())
 
 
 def encode(image: Image.Image, settings: ImageSettings) -> bytes:

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import pyarrow.parquet as pq
 
 from formats.errors import BuildError
-from formats.manifest import INDEX, MANIFEST, SHARDS, TOKENIZER, read_manifest, write_atomically
+from formats.manifest import MANIFEST, SHARDS, TOKENIZER, file_sha256, read_manifest, write_atomically
 from formats.tokens import ChatTokenizer
+from pipelines import overlaps
+from pipelines.curate import PictureBudget, refuse_overdrawn
+from pipelines.duplicates import Curator
 from pipelines.executor import Executor
 from pipelines.finish import Finisher, origins
 from pipelines.ingest import Catalog, Location, ingested
@@ -33,7 +35,8 @@ from recipes.schema import Recipe
 
 WORK = ".build"
 REQUEST = "request.json"  # in the work folder: recipe and places, for whoever goes on
-_TOOLS = ("longllava", "pillow", "av", "tokenizers", "pyarrow", "duckdb")  # what the bytes of a build depend on
+# What the bytes of a build depend on.
+_TOOLS = ("longllava", "pillow", "simplejpeg", "numpy", "av", "tokenizers", "pyarrow", "duckdb", "pycld2")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +88,13 @@ def build(request: Request, progress: Progress) -> dict[str, Any]:
     _refuse_url(request.out)
     if (request.out / MANIFEST).exists():
         return _already_built(request, progress)
-    return go_on(request, progress, lambda site: True)
+    return go_on(request, progress, None)
 
 
-def go_on(request: Request, progress: Progress, reopen: Callable[[Site], bool]) -> dict[str, Any]:
+def go_on(request: Request, progress: Progress, reopen: Callable[[Site], bool] | None) -> dict[str, Any]:
     """Goes on from what the work folder holds, once `reopen` has looked at it; if that is False, all is left as it is.
+
+    Without `reopen`, a finished build is refused.
 
     Raises:
         UsageError: as `build`.
@@ -100,29 +105,34 @@ def go_on(request: Request, progress: Progress, reopen: Callable[[Site], bool]) 
         raise BuildError(_explained(request.out, error)) from error
 
 
-def _build(request: Request, progress: Progress, reopen: Callable[[Site], bool]) -> dict[str, Any]:
+def _build(request: Request, progress: Progress, reopen: Callable[[Site], bool] | None) -> dict[str, Any]:
     started = time.time()
     tokenizer = tokenizer_of(request)
     earlier = earlier_builds(request, tokenizer)
-    with (
-        alone(request.out) as work,
-        Executor(request.workers, request.address, work / "ray") as executor,
-        ingested(locations(request, earlier), request.catalog, executor, progress) as catalogs,
-    ):
-        refuse_changed_origins(request.recipe, catalogs, earlier)
-        _refuse_changed_inputs(work, _inputs(request.recipe, tokenizer, catalogs, earlier))
-        write_atomically(work / REQUEST, json.dumps(_asked(request)).encode())
-        tokenizer.copy_to(request.out / TOKENIZER)
-        with closing(Planner(request.recipe, catalogs, earlier, work / "plan")) as planner:
-            refuse_shortfall(planner)
-            settings = settings_of(request, work, request.out / TOKENIZER / "tokenizer.json", catalogs, earlier)
-            if reopen(Site(work, planner, settings, catalogs, earlier, executor)):
-                notes = _materialise(settings, work, planner, executor, progress)
-                finisher = Finisher(request.out, work, planner, catalogs, earlier, tokenizer, tool_versions())
-                manifest = finisher.finish(notes, _environment(request, started, executor))
-            else:
-                manifest = read_manifest(request.out)
-    shutil.rmtree(work)
+    prints = overlaps.prints_of(request.recipe, request.recipe_folder)
+    with alone(request.out) as work:
+        if reopen is None and (request.out / MANIFEST).exists():  # by a build that was there first
+            raise BuildError(f"{request.out}: another build was finished there meanwhile; choose another --out")
+        with (
+            Executor(request.workers, request.address, work / "ray") as executor,
+            ingested(locations(request, earlier), request.catalog, executor, progress) as catalogs,
+        ):
+            refuse_changed_origins(request.recipe, catalogs, earlier)
+            _refuse_changed_inputs(work, _inputs(request.recipe, tokenizer, catalogs, earlier, prints))
+            write_atomically(work / REQUEST, json.dumps(_asked(request)).encode())
+            tokenizer.copy_to(request.out / TOKENIZER)
+            curator = Curator(catalogs, work, executor, progress)
+            with closing(overlaps.planned(request.recipe, curator, earlier, prints, work / "plan")) as planner:
+                refuse_overdrawn(request.recipe, planner.drops())
+                refuse_shortfall(planner)
+                settings = settings_of(request, work, request.out / TOKENIZER / "tokenizer.json", catalogs, earlier)
+                if reopen is None or reopen(Site(work, planner, settings, catalogs, earlier, executor)):
+                    notes = _materialise(settings, work, planner, executor, progress)
+                    finisher = Finisher(request.out, work, planner, catalogs, earlier, tokenizer, tool_versions())
+                    manifest = finisher.finish(notes, _environment(request, started, executor))
+                else:
+                    manifest = read_manifest(request.out)
+        shutil.rmtree(work, ignore_errors=True)  # while no other build can begin in it
     return manifest
 
 
@@ -141,11 +151,16 @@ def rounds(
     notes: list[ShardNote] = []
     wanted: Mapping[str, int] = {name: pool.asked for name, pool in planner.pools.items()}
     kept: Counter[str] = Counter()
+    budget = PictureBudget(settings.recipe, planner.drops())
     position = number = 0
     for round_number in range(1_000_000):
         drawn = planner.draw(round_number, wanted, position)
+        budget.expect(wanted)
         tasks = _tasks(settings, drawn, number)
-        round_notes = list(run(tasks))
+        round_notes = []
+        for note in run(tasks):
+            budget.saw(note.kept + note.failed, note.dropped)
+            round_notes.append(note)
         notes += round_notes
         position, number = position + drawn.rows, number + len(tasks)
         kept += sum((note.kept for note in round_notes), Counter())
@@ -275,7 +290,7 @@ def earlier_builds(request: Request, tokenizer: ChatTokenizer) -> dict[str, Earl
     Raises:
         BuildError: if one is absent, unfinished, or counted its tokens with another tokenizer.
     """
-    names = {c.origin for c in request.recipe.components.values() if not c.source}
+    names = {c.origin for c in request.recipe.components.values() if not c.source} | {*request.recipe.apart_from}
     builds = {}
     for name in sorted(names):
         folder = _folder_of(name, request)
@@ -301,12 +316,8 @@ def _folder_of(name: str, request: Request) -> Path:
 
 
 def locations(request: Request, earlier: Mapping[str, EarlierBuild]) -> list[Location]:
-    """The sources that a recipe needs, those that its sub-images go back to among them."""
-    components = request.recipe.components.values()
-    names = {component.source for component in components if component.source}
-    for name in {component.subimage for component in components if component.subimage}:
-        index = pq.read_table(earlier[name].folder / INDEX, columns=["source"])
-        names |= set(index["source"].unique().to_pylist())
+    """The sources that a recipe needs, those that its sub-images go back to and its copies are looked for in, too."""
+    names = overlaps.sources_of(request.recipe, earlier)
     return [request.location(name) for name in sorted(names)]
 
 
@@ -336,7 +347,11 @@ def refuse_shortfall(planner: Planner) -> None:
 
 
 def _inputs(
-    recipe: Recipe, tokenizer: ChatTokenizer, catalogs: list[Catalog], earlier: Mapping[str, EarlierBuild]
+    recipe: Recipe,
+    tokenizer: ChatTokenizer,
+    catalogs: list[Catalog],
+    earlier: Mapping[str, EarlierBuild],
+    prints: Path | None,
 ) -> dict[str, str]:
     """Fingerprints of everything that decides the bytes of a build."""
     return {
@@ -344,6 +359,7 @@ def _inputs(
         "the tokenizer": tokenizer.fingerprint,
         **{f"the source {catalog.location.source}": catalog.sha256 for catalog in catalogs},
         **{f"the build {name}": build.manifest["index"]["sha256"] for name, build in earlier.items()},
+        **({"the benchmarks' fingerprints": file_sha256(prints)} if prints else {}),
         "a tool's version": json.dumps(tool_versions()),
     }
 

@@ -23,7 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 from formats.errors import BuildError, LongLlavaError
 from pipelines.reaper import kill, watch, with_descendants
@@ -355,10 +355,10 @@ class _SessionFolder:
     def __init__(self) -> None:
         base = os.environ.get("RAY_TMPDIR") or "/tmp"
         for stale in Path(base).glob(f"{_PREFIX}*"):
-            with suppress(OSError), _locked(stale):
-                shutil.rmtree(stale, ignore_errors=True)
+            with suppress(OSError):
+                _remove_stale(stale)
         self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
-        self._lock: IO[bytes] = _locked(self.path)  # goes when this process does
+        self._lock = _locked(self.path)  # goes when this process does
 
     def remove(self, log: Path | None) -> None:
         """Removes it, after Ray's own logs have been moved to `log`."""
@@ -369,19 +369,31 @@ class _SessionFolder:
                     if path.is_file() and path.stat().st_size:
                         shutil.move(path, log / path.name)
         shutil.rmtree(self.path, ignore_errors=True)
-        self._lock.close()
+        os.close(self._lock)
 
 
-def _locked(folder: Path) -> IO[bytes]:
-    """An exclusive lock on a folder.
+def _remove_stale(folder: Path) -> None:
+    """Removes the folder of a process that is gone; an empty one may be of a process that is about to lock it."""
+    lock = _locked(folder)
+    try:
+        if any(folder.iterdir()):
+            shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(lock)
+
+
+def _locked(folder: Path) -> int:
+    """An exclusive lock on a folder of this user, as a file descriptor.
 
     Raises:
-        OSError: if another process holds it.
+        OSError: if another process holds it, or it is somebody else's.
     """
-    file = (folder / "lock").open("wb")
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(handle).st_uid != os.getuid():
+            raise PermissionError(f"{folder} belongs to another user")
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        file.close()
+        os.close(handle)
         raise
-    return file
+    return handle

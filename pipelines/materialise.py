@@ -11,9 +11,19 @@ from formats.errors import BuildError, Reject
 from formats.imaging import EncodedImage, ImageSettings
 from formats.manifest import SHARDS
 from formats.sample import Media
-from formats.shard import Place, ShardSummary, ShardWriter, encode_record, members_of
+from formats.shard import (
+    SCORES,
+    TEXT_SCORES,
+    Place,
+    ShardSummary,
+    ShardWriter,
+    encode_record,
+    members_of,
+    safe_shard_name,
+)
 from formats.tokens import ChatTokenizer
 from formats.video import VideoSettings
+from pipelines.curate import picture_scores, refuse_junk
 from pipelines.guard import Guard
 from pipelines.media import MediaStore, render_media
 from pipelines.notes import BEFORE, ShardNote, leave_note, remains, shard_file
@@ -74,7 +84,7 @@ def build_shard(task: ShardTask) -> ShardNote:
     dead = remains(work, task.number)
     for path in dead:
         path.unlink(missing_ok=True)
-    with ShardWriter(shard_file(work, task.number)) as shard, Guard(RECORD_SECONDS, RECORD_MEMORY) as alone:
+    with ShardWriter(shard_file(work, task.number)) as shard, Guard(RECORD_SECONDS, RECORD_MEMORY, calls=1) as alone:
         render = (lambda row, settings: alone.call(render_row, row, settings)) if dead else render_row
         index, rejects = _fill(shard, task, render)
         summary = shard.finish() if index else ShardSummary("", "", 0, 0)
@@ -118,7 +128,10 @@ def render_row(row: Mapping[str, Any], settings: Settings) -> Ready:
     component = recipe.components[row["component"]]
     sample = from_row(row["record"])
     tiles = component.max_tiles if component.subimage else None
-    groups = [_open(media, _root_of(media, sample.source, settings), recipe, tiles) for media in sample.media]
+    opened = [_open(media, _root_of(media, sample.source, settings), recipe, tiles) for media in sample.media]
+    groups = [images for images, _ in opened]
+    pictures = picture_scores(groups, [size for _, size in opened if size is not None])
+    refuse_junk(pictures, recipe.steps(row["component"]))
     provenance: dict[str, Any] = {"copy": row["copy"]} if row["copy"] else {}
     if component.subimage:
         provenance["build"] = {"name": component.subimage, "recipe_sha256": settings.build_hashes[component.subimage]}
@@ -139,6 +152,9 @@ def render_row(row: Mapping[str, Any], settings: Settings) -> Ready:
         "n_tokens": rendered.counts.total,
         "n_target_tokens": rendered.counts.targets,
         "n_turns": len(rendered.record["conversations"]),
+        "flags": list(sample.flags),
+        **{name: row["record"][name] for name, _ in TEXT_SCORES},
+        **asdict(pictures),
     }
     return Ready(encode_record(rendered.record), rendered.images, columns)
 
@@ -151,7 +167,7 @@ def _replay(row: Mapping[str, Any], settings: Settings) -> Ready:
 
 def _copy(shards: Path, stored: Mapping[str, Any], build: str) -> Ready:
     """The sample of a line of an index."""
-    path = shards / stored["shard"]
+    path = shards / safe_shard_name(stored["shard"])
     with path.open("rb") as file:
         file.seek(stored["offset"])
         data = file.read(stored["size"])
@@ -159,6 +175,7 @@ def _copy(shards: Path, stored: Mapping[str, Any], build: str) -> Ready:
         raise BuildError(f"{path}: sample {stored['key']} is not what its index says; rebuild {build} and try again")
     _, record, images = members_of(data)
     counts = {name: value for name, value in stored.items() if name.startswith("n_")}
+    counts |= {name: stored[name] for name, _ in SCORES}
     return Ready(record, images, {"source": stored["source"], "modality": stored["modality"], **counts})
 
 
@@ -168,10 +185,12 @@ def _root_of(media: Media, source: str, settings: Settings) -> str:
     return (settings.annotation_roots if embedded else settings.media_roots)[source]
 
 
-def _open(media: Media, root: str, recipe: Recipe, max_tiles: int | None) -> list[EncodedImage]:
+def _open(media: Media, root: str, recipe: Recipe, max_tiles: int | None) -> tuple[list[EncodedImage], int | None]:
+    """What a medium becomes, and the size of its file if that is a picture."""
     data = _media_store(root).fetch(media)
     guard = _guard(recipe.limits.seconds, recipe.limits.memory_mb << 20)
-    return guard.call(render_media, media, data, image_settings(recipe), video_settings(recipe), max_tiles)
+    images = guard.call(render_media, media, data, image_settings(recipe), video_settings(recipe), max_tiles)
+    return images, len(data) if media.kind == "image" else None
 
 
 def image_settings(recipe: Recipe) -> ImageSettings:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from formats.manifest import SHARDS, write_atomically
 from formats.shard import INDEX_SCHEMA
+from pipelines.curate import PICTURE_REASONS
 
 BEFORE = "before"
 _NAMES = "names.json"
@@ -33,6 +34,7 @@ class ShardNote:
         bytes, index_bytes: sizes of its files.
         kept, failed: samples and rejected records by component.
         reasons: rejected records by reason.
+        dropped: those of them that a recipe's filters rejected, by "component/reason".
         plan: fingerprint of the rows that it was made of.
     """
 
@@ -46,6 +48,7 @@ class ShardNote:
     kept: Counter[str]
     failed: Counter[str]
     reasons: Counter[str]
+    dropped: Counter[str]
     plan: str
 
 
@@ -88,6 +91,7 @@ def leave_note(
         kept=Counter(row["component"] for row in rows),
         failed=Counter(reject["component"] for reject in rejects),
         reasons=Counter(reject["reason"] for reject in rejects),
+        dropped=Counter(f"{r['component']}/{r['reason']}" for r in rejects if r["reason"] in PICTURE_REASONS),
         plan=plan,
     )
     write_atomically(index_file(work, number), data)
@@ -102,7 +106,7 @@ def load_note(work: Path, number: int) -> ShardNote | None:
     """The note of a shard that is done; None if there is none, or if it, its shard or its rows are not whole."""
     try:
         content = _content(work, number)
-        counters = {name: Counter(content[name]) for name in ("kept", "failed", "reasons")}
+        counters = {name: Counter(content[name]) for name in ("kept", "failed", "reasons", "dropped")}
         note = ShardNote(**{**content, **counters})
         whole = index_file(work, number).stat().st_size == note.index_bytes and (
             not note.sha256 or _shard_place(work, number).stat().st_size == note.bytes

@@ -11,12 +11,13 @@ import duckdb
 
 from formats.errors import BuildError
 from formats.manifest import INDEX
+from formats.shard import SCORES
 from pipelines.build import tool_versions
 from pipelines.ingest import Catalog
 from pipelines.materialise import ShardTask
 from pipelines.notes import ShardNote, leave_note
 from pipelines.opened import OpenBuild
-from pipelines.plan import STORED, EarlierBuild
+from pipelines.plan import EarlierBuild, as_stored
 
 
 class Past:
@@ -101,8 +102,9 @@ class Past:
                 db.read_parquet(str(file)).create_view(name)
             joined = "drawn LEFT JOIN held ON held.key = printf('%09d', drawn.position)"
             made = str(self._work / f"made-{self._round}.parquet")
+            row = as_stored([name for name, _ in SCORES])
             db.sql(
-                f"SELECT drawn.component, uid, copy, {STORED} AS made FROM {joined} WHERE key IS NOT NULL"
+                f"SELECT drawn.component, uid, copy, {row} AS made FROM {joined} WHERE key IS NOT NULL"
             ).write_parquet(made)
             other = db.sql(f"FROM {joined} WHERE id <> uid OR held.component <> drawn.component LIMIT 1").fetchall()
             rows = db.sql(

@@ -35,7 +35,7 @@ def with_descendants(pids: Iterable[int]) -> set[int]:
     children: dict[int, list[int]] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
-            parent = int(path.read_text().rpartition(")")[2].split()[1])
+            parent = int(path.read_bytes().rpartition(b")")[2].split()[1])  # a name may be cut within a letter
             children.setdefault(parent, []).append(int(path.parent.name))
     found: set[int] = set()
     waiting = list(pids)
@@ -55,7 +55,7 @@ def kill(pid: int) -> None:
 def _born(pid: int) -> str:
     """When a process was started, in clock ticks; empty if it is gone."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19].decode()
     except OSError:
         return ""
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from formats.errors import BuildError, Reject, UsageError
 from formats.manifest import MANIFEST, SHARDS, TOKENIZER, read_manifest
+from pipelines import overlaps
 from pipelines.build import (
     REQUEST,
     WORK,
@@ -35,13 +36,14 @@ from pipelines.build import (
     settings_of,
     tokenizer_of,
 )
+from pipelines.duplicates import Curator
 from pipelines.executor import Executor
 from pipelines.guard import Guard
 from pipelines.ingest import ingested
 from pipelines.materialise import RECORD_MEMORY, RECORD_SECONDS, Settings, ShardTask, render_row
 from pipelines.notes import BEFORE, ShardNote, forget, load_note, load_rejects, shard_file
 from pipelines.past import Past
-from pipelines.plan import Planner, read_rows
+from pipelines.plan import read_rows
 from pipelines.progress import Progress
 from recipes.schema import Recipe
 
@@ -165,18 +167,20 @@ def rehearse(request: Request, progress: Progress) -> dict[str, Any]:
     """
     tokenizer = tokenizer_of(request)
     earlier = earlier_builds(request, tokenizer)
+    prints = overlaps.prints_of(request.recipe, request.recipe_folder)
     shared = request.catalog if request.address else None  # workers on other machines see no temporary folder of ours
     again = _Again(request.out, progress)
     with (
         Executor(request.workers, request.address) as executor,
         ingested(locations(request, earlier), request.catalog, executor, progress) as catalogs,
         tempfile.TemporaryDirectory(prefix="longllava-", dir=shared) as folder,
-        closing(Planner(request.recipe, catalogs, earlier, Path(folder) / "plan")) as planner,
     ):
         refuse_changed_origins(request.recipe, catalogs, earlier)
         (Path(folder) / SHARDS).mkdir()
         settings = settings_of(request, Path(folder), tokenizer.file, catalogs, earlier)
-        again.look(Site(Path(folder), planner, settings, catalogs, earlier, executor))
+        curator = Curator(catalogs, Path(folder), executor, progress)
+        with closing(overlaps.planned(request.recipe, curator, earlier, prints, Path(folder) / "plan")) as planner:
+            again.look(Site(Path(folder), planner, settings, catalogs, earlier, executor))
     return again.summary()
 
 

@@ -54,23 +54,6 @@ def test_another_exception_keeps_its_type_and_says_where_it_was_raised(guard):
     assert "pipelines/guard.py" in caught.value.__notes__[0]
 
 
-def test_a_call_that_was_interrupted_leaves_its_answer_to_nobody(guard):
-    guard.call(math.sqrt, 4.0)
-
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGALRM, interrupt)
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.2)
-        with pytest.raises(KeyboardInterrupt):
-            guard.call(time.sleep, 1)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-    assert guard.call(math.hypot, 3.0, 4.0) == 5.0
-
-
 def test_an_exception_that_cannot_travel_becomes_a_plain_one(guard):
     with pytest.raises(RuntimeError, match="Odd: 1"):
         guard.call(exec, "class Odd(Exception): pass\nraise Odd(1)")
@@ -92,6 +75,19 @@ def test_a_call_that_hangs_is_cut_off_and_the_next_one_works():
             guard.call(time.sleep, 60)
         assert ended(child)
         assert guard.call(abs, -1) == 1
+
+
+def test_a_cancelled_calls_answer_is_not_taken_for_that_of_the_next(guard):
+    guard.call(abs, -1)
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)  # as Ray cancels a task
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(KeyboardInterrupt):
+            guard.call(time.sleep, 1)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert guard.call(math.hypot, 3.0, 4.0) == 5.0
 
 
 @pytest.mark.parametrize(
