@@ -3,18 +3,20 @@
 No catalog has a part in it: annotation files are read themselves, so that a catalog that lies is found out, too.
 """
 
+import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from tarfile import TarError
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from formats.catalog import to_row
 from formats.errors import BuildError, LongLlavaError, Reject, SourceError
 from formats.manifest import SHARDS
-from formats.shard import members_of
+from formats.shard import members_of, safe_shard_name
 from pipelines.build import tool_versions
 from pipelines.executor import Executor
 from pipelines.ingest import Location
@@ -149,14 +151,13 @@ class Rebuilder:
         try:
             origin = self._origin(wanted.build, name)
             (row,) = origin.rows("FROM samples WHERE id = $1 ORDER BY key LIMIT 1", [wanted.row["id"]])
-            with origin.root.open(f"{SHARDS}/{row['shard']}") as file:
+            with origin.root.open(f"{SHARDS}/{safe_shard_name(row['shard'])}") as file:
                 file.seek(row["offset"])
                 _, record, images = members_of(file.read(row["size"]))
-            stored = origin.stored(row)
         except LongLlavaError as error:
             yield Rebuilt(wanted.key, problem="upstream-missing", detail=f"the build {name}: {error}")
             return
-        except (OSError, ValueError, IndexError) as error:  # no such row, no such shard, no tar
+        except (OSError, ValueError, IndexError, TarError) as error:  # no such row, no such shard, no sample there
             detail = f"the build {name} does not hold {wanted.row['id']}: {error}"
             yield Rebuilt(wanted.key, problem="upstream-missing", detail=detail)
             return
@@ -165,7 +166,7 @@ class Rebuilder:
             detail = f"the build {name} at {origin.url} is not the one that was drawn from"
             yield Rebuilt(wanted.key, problem="upstream-changed", detail=detail)
         yield Rebuilt(wanted.key, "origin", record, tuple(images))
-        yield from self._traced(_Wanted(wanted.key, origin, row, stored.record))
+        yield from self._traced(_Wanted(wanted.key, origin, row, json.loads(record)))
 
     def _origin(self, build: OpenBuild, name: str) -> OpenBuild:
         """An earlier build: where the recipe says, from here or from the recipe, or beside the build."""
@@ -173,7 +174,7 @@ class Rebuilder:
             places = [f"{build.url.rpartition('/')[0] or '.'}/{name}"]
             if named := build.manifest["recipe"].get("builds", {}).get(name):
                 folder = build.manifest["environment"].get("recipe_folder", ".")
-                places = [named, str(Path(folder) / named)]
+                places = [named, str(Path(folder) / named), *places]
             found = [place for place in places if Root(place).is_file("manifest.json")]
             if not found:
                 raise BuildError(f"is not at {' or '.join(places)}")
@@ -191,10 +192,10 @@ class Rebuilder:
         for found in self._executor.map(find_records, tasks):
             task = found.task
             mine = users[task.build, task.source, task.file]
-            if found.problem:
-                yield Rebuilt(mine[0].key, problem=found.problem, detail=found.detail)
             for one in mine:
                 uid = str(one.row["id"])
+                if found.problem:
+                    yield Rebuilt(one.key, problem=found.problem, detail=found.detail)
                 if uid in found.rows:
                     ready[one.build.url].append((one.key, _planned(one, found.rows[uid])))
                 elif found.problem != "upstream-missing":

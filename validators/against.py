@@ -9,10 +9,14 @@ package's own code.
 import hashlib
 import json
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from heapq import nsmallest
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from validators import samples
 from validators.findings import Check, Finding, error, warning
@@ -85,17 +89,18 @@ def check(folder: Folder, index: Index, against: Against) -> Check[None]:
 
 def _drawn(index: Index, against: Against) -> list[dict[str, Any]]:
     """Rows of the index: of each component those with the smallest hash of seed and key."""
-    keys = index.columns("component", "key").to_pylist()
-    sizes = Counter(row["component"] for row in keys)
-    places: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for row in keys:
-        digest = hashlib.sha256(f"{against.seed}/against/{row['key']}".encode()).hexdigest()
-        places[row["component"]].append((digest, row["key"]))
-    chosen: set[str] = set()
-    for component, hashed in places.items():
-        count = max(LEAST, math.ceil(against.share * sizes[component]))
-        chosen.update(key for _, key in sorted(hashed)[:count])
-    return [row for _, table in index.runs() for row in table.to_pylist() if row["key"] in chosen]
+
+    def place(key: str) -> str:
+        return hashlib.sha256(f"{against.seed}/against/{key}".encode()).hexdigest()
+
+    table = index.columns("component", "key")
+    chosen: list[str] = []
+    for component in pc.unique(table["component"]):
+        keys = table["key"].filter(pc.equal(table["component"], component))
+        count = max(LEAST, math.ceil(against.share * len(keys)))
+        chosen += nsmallest(count, (key.as_py() for key in keys), key=place)
+    wanted = pa.array(chosen, pa.string())
+    return [row for _, rows in index.runs() for row in rows.filter(pc.is_in(rows["key"], wanted)).to_pylist()]
 
 
 def _file(row: Mapping[str, Any]) -> str:

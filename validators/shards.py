@@ -76,7 +76,8 @@ def read(folder: Folder, shard: Shard) -> Iterator[Finding | Stored]:
 
 def read_one(folder: Folder, file: str, offset: int, size: int) -> Stored | None:
     """Reads one sample by its place in the index; None if there is none, which other checks report."""
-    if folder.size(file) is None:
+    length = folder.size(file)
+    if length is None or not 0 <= offset < offset + size <= length:
         return None
     with folder.open(file) as opened:
         opened.seek(offset)
