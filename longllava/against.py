@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 
-from formats.errors import LongLlavaError
 from pipelines.progress import Progress
 from validators.against import Against, Rebuilt
 
@@ -27,10 +26,5 @@ def check_against(
     from pipelines.executor import Executor
     from pipelines.rebuild import Rebuilder
 
-    try:
-        rebuilder = Rebuilder(build, data, Executor(workers), progress)
-    except LongLlavaError:  # no build that could be opened, which the validators say with more detail
-        yield None
-        return
-    with rebuilder:
+    with Rebuilder(build, data, Executor(workers), progress) as rebuilder:
         yield Against(lambda rows: (Rebuilt(**asdict(one)) for one in rebuilder(rows)), share, seed)

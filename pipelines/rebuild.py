@@ -14,11 +14,12 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from formats.catalog import to_row
-from formats.errors import BuildError, LongLlavaError, Reject, SourceError
+from formats.errors import BuildError, LongLlavaError, Reject
 from formats.manifest import SHARDS
 from formats.shard import members_of, safe_shard_name
 from pipelines.build import tool_versions
 from pipelines.executor import Executor
+from pipelines.finish import origins
 from pipelines.ingest import Location
 from pipelines.materialise import Settings, render_row
 from pipelines.opened import OpenBuild
@@ -101,7 +102,7 @@ class Rebuilder:
     """
 
     def __init__(self, build: str, data: str, executor: Executor, progress: Progress) -> None:
-        self._build, self._data = OpenBuild(build), data
+        self._url, self._data = build, data
         self._executor, self._progress = executor, progress
         self._stack = ExitStack()
         self._settings: dict[str, Settings] = {}
@@ -118,14 +119,18 @@ class Rebuilder:
 
         Args:
             rows: lines of the index, with the sample's JSON as "record".
+
+        Raises:
+            LongLlavaError: if the build cannot be opened, or nothing can be run.
         """
+        build = OpenBuild(self._url)
         self._stack.enter_context(self._executor)
         self._progress.stage("rebuild", len(rows), "samples")
         if rows:
-            yield from self._other_tools(rows[0]["key"])
+            yield from _other_tools(rows[0]["key"], build)
         wanted: list[_Wanted] = []
         for row in rows:
-            for found in self._traced(_Wanted(row["key"], self._build, row, row["record"])):
+            for found in self._traced(_Wanted(row["key"], build, row, row["record"])):
                 if isinstance(found, _Wanted):
                     wanted.append(found)
                 else:
@@ -134,16 +139,13 @@ class Rebuilder:
         yield from self._looked_up(wanted, ready)
         yield from self._rendered(ready)
 
-    def _other_tools(self, key: str) -> Iterator[Rebuilt]:
-        made_by, here = self._build.manifest.get("tools", {}), tool_versions()
-        other = [f"{name} {made_by.get(name)}, here {v}" for name, v in here.items() if made_by.get(name) != v]
-        if other:
-            detail = f"the build was made with {'; '.join(other)}"
-            yield Rebuilt(key, problem="tools-changed", detail=detail)
-
     def _traced(self, wanted: _Wanted) -> Iterator["Rebuilt | _Wanted"]:
         """Follows a replayed sample to the build that made it; its copies on the way are to be compared, too."""
-        component = wanted.build.manifest["recipe"]["components"].get(wanted.row["component"], {})
+        component = wanted.build.manifest["recipe"]["components"].get(wanted.row["component"])
+        if component is None:
+            detail = f"its component {wanted.row['component']!r} is none of the recipe of {wanted.build.url}"
+            yield Rebuilt(wanted.key, problem="upstream-missing", detail=detail)
+            return
         name = component.get("replay")
         if not name:
             yield wanted
@@ -204,9 +206,10 @@ class Rebuilder:
 
     def _file_task(self, build: str, source: str, file: str, wanted: Sequence[_Wanted]) -> FileTask:
         settings = self._settings_of(wanted[0].build)
-        known = {**_hashes(wanted[0].build, source), **_hashes(self._build, source)}
+        known = _hashes(wanted[0].build, source)
         ordinals = {str(one.row["id"]): int(one.record["provenance"]["ordinal"]) for one in wanted}
-        return FileTask(build, source, settings.annotation_roots[source], file, known.get(file, ""), ordinals)
+        root = settings.annotation_roots.get(source, "")  # "" if no row is of it; then there is no such source either
+        return FileTask(build, source, root, file, known.get(file, ""), ordinals)
 
     def _rendered(self, ready: Mapping[str, Sequence[tuple[str, dict[str, Any]]]]) -> Iterator[Rebuilt]:
         tasks = [
@@ -237,10 +240,17 @@ class Rebuilder:
         return self._settings[build.url]
 
 
+def _other_tools(key: str, build: OpenBuild) -> Iterator[Rebuilt]:
+    made_by, here = build.manifest.get("tools", {}), tool_versions()
+    changed = [name for name, version in here.items() if made_by.get(name) != version]
+    other = [f"{name} {made_by.get(name)}, here {here[name]}" for name in changed]
+    if other:
+        yield Rebuilt(key, problem="tools-changed", detail=f"the build was made with {'; '.join(other)}")
+
+
 def _hashes(build: OpenBuild, source: str) -> dict[str, str]:
-    """sha256 of a source's annotation files, as a build states them."""
-    files = build.manifest["sources"].get(source, {}).get("files", [])
-    return {file["file"]: file["sha256"] for file in files}
+    """sha256 of a source's annotation files, as a build states them for itself and the builds that it draws from."""
+    return origins(build.manifest).get(source, {})
 
 
 def _planned(wanted: _Wanted, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -259,8 +269,10 @@ def find_records(task: FileTask) -> FoundRecords:
     rows: dict[str, dict[str, Any]] = {}
     last = max(task.ordinals.values())
     try:
-        root = Root(task.root)
-        for ordinal, outcome in enumerate(source_named(task.source).samples(root, task.file)):
+        source, root = source_named(task.source), Root(task.root)
+        if task.file not in source.annotation_files(root):
+            return FoundRecords(task, {}, "upstream-missing", f"{task.source}/{task.file} is no annotation file of it")
+        for ordinal, outcome in enumerate(source.samples(root, task.file)):
             if not isinstance(outcome, Rejected):
                 rows.update({sample.uid: to_row(sample) for sample in outcome if sample.uid in task.ordinals})
             if ordinal >= last:
@@ -268,7 +280,7 @@ def find_records(task: FileTask) -> FoundRecords:
         same = not task.sha256 or root.sha256(task.file) == task.sha256
     except (ConnectionError, TimeoutError):
         raise
-    except (SourceError, OSError) as error:
+    except (LongLlavaError, OSError) as error:
         return FoundRecords(task, rows, "upstream-missing", f"{task.source}/{task.file}: {error}")
     if not same:
         detail = f"{task.source}/{task.file} is not the file that the build was made of"
