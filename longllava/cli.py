@@ -33,8 +33,6 @@ AddressOption = Annotated[
 ]
 _INTERRUPTED = 130  # exit code after Ctrl-C
 
-BuildArgument = Annotated[Path, typer.Argument(help="Directory of a finished build.", show_default=False)]
-
 
 def main() -> None:
     """Runs the command; a mistake of the user's ends it with exit code 2 and a message that says what to do."""
@@ -207,24 +205,33 @@ app.command()(train)
 
 @app.command()
 def validate(
-    build: BuildArgument,
+    build: look.BuildArgument,
     deep: Annotated[bool, typer.Option("--deep", help="Decode every image, too.")] = False,
+    against: Annotated[
+        str | None, typer.Option("--against", metavar="DATA", help="Rebuild some samples from the sources there, too.")
+    ] = None,
+    share: Annotated[
+        float, typer.Option("--against-share", min=0, max=1, help="Of each component, but at least 8 samples.")
+    ] = 0.01,
+    seed: Annotated[int, typer.Option("--against-seed", help="Of the draw of samples to rebuild.")] = 0,
+    workers: WorkersOption = None,
     json_output: JsonOption = False,
 ) -> None:
     """Check a build with code that shares nothing with what wrote it. Exit 0 if clean, 1 with findings.
 
     Example: longllava validate demo/builds/multi_image --deep
     """
+    from longllava.against import check_against
     from longllava.display import SamplesChecked, findings_table, progress_on
     from validators.run import summary
     from validators.run import validate as run
 
-    if "://" not in str(build) and not build.is_dir():
+    if "://" not in build and not Path(build).is_dir():
         raise UsageError(f"{build} is no directory")
-    with progress_on(stderr()) as progress:
-        findings = run(str(build), deep=deep, progress=SamplesChecked(progress))
+    with progress_on(stderr()) as progress, check_against(build, against, share, seed, workers, progress) as how:
+        findings = run(build, deep=deep, against=how, progress=SamplesChecked(progress))
     if json_output:
-        print_json({"build": str(build), "findings": [f.as_dict() for f in findings], "codes": summary(findings)})
+        print_json({"build": build, "findings": [f.as_dict() for f in findings], "codes": summary(findings)})
     elif findings:
         stdout().print(findings_table(findings))
     else:

@@ -211,8 +211,11 @@ LIES = {
     "a mode": ({"tar-metadata"}, header(mode=0o600)),
     "GNU headers": ({"tar-format"}, lambda p: setattr(p, "tar_format", tarfile.GNU_FORMAT)),
     "a member of another name": ({"member-name", "member-order"}, odd_member),
-    "keys that do not ascend": ({"key-order"}, lambda p: swap(p, 5, 6, "key")),
-    "a key twice": ({"key-duplicate", "index-rows"}, lambda p: setattr(p.entries[3], "key", p.entries[1].key)),
+    "keys that do not ascend": ({"key-order", "mixture-order"}, lambda p: swap(p, 5, 6, "key")),
+    "a key twice": (
+        {"key-duplicate", "index-rows", "mixture-order"},
+        lambda p: setattr(p.entries[3], "key", p.entries[1].key),
+    ),
     "a key again in the next shard": ({"key-duplicate"}, lambda p: setattr(p.entries[4], "key", p.entries[3].key)),
     # JSON
     "JSON without a field": ({"sample-json"}, without("single", "provenance")),
@@ -270,7 +273,7 @@ LIES = {
     "a tile without a main image": ({"image-role", "sample-modality"}, in_image("single", 0, role="tile", tile=[0, 0])),
     "escapes that are not there": ({"escape-count"}, in_record("escaped", escaped=2)),
     # Index
-    "another id": ({"index-column"}, in_row("single", id="other:0")),
+    "another id": ({"index-column", "mixture-order"}, in_row("single", id="other:0")),
     "another modality in the row": ({"index-column"}, in_row("single", modality="text")),
     "another number of turns": ({"index-column"}, in_row("chat", n_turns=4)),
     "a wrong offset": ({"index-offset"}, in_row("multi", offset=512)),
@@ -322,8 +325,9 @@ LIES = {
     # Mixture
     **{
         f"asked {name}": ({"mixture-conservation"}, in_manifest("components", "caption", name, value=plus(1)))
-        for name in ("asked", "short", "drawn")
+        for name in ("short", "drawn")
     },
+    "asked": ({"mixture-conservation", "mixture-draw"}, in_manifest("components", "caption", "asked", value=plus(1))),
     "kept": (
         {"mixture-conservation", "mixture-count", "mixture-totals"},
         in_manifest("components", "caption", "kept", value=plus(1)),
@@ -363,7 +367,7 @@ LIES = {
         lambda p: setattr(p.entry("replayed"), "index_component", "nobody's"),
     ),
     "another source": ({"mixture-source"}, in_recipe("caption", source="allava")),
-    "a record twice": ({"mixture-duplicate"}, one_record_twice),
+    "a record twice": ({"mixture-duplicate", "mixture-draw"}, one_record_twice),
     "a replayed record split": ({"mixture-overlap"}, replay_of_a_split_record),
     # Filters
     **{
@@ -405,9 +409,12 @@ LIES = {
         in_ledger(0, component="nobody's"),
     ),
     "a reject without its uid": ({"ledger-row", "reject-ledger"}, lambda p: p.ledger[0].pop("uid")),
-    "a reject that was kept": ({"reject-kept"}, in_ledger(0, uid="single:0")),
+    "a reject that was kept": ({"reject-kept"}, lambda p: p.ledger[0].update(uid=p.entry("single").record["id"])),
     "a replacement that is not there": ({"reject-replacement"}, in_ledger(0, replaced_by="nobody:0")),
-    "a replacement of another component": ({"reject-replacement"}, in_ledger(0, replaced_by="grid:0")),
+    "a replacement of another component": (
+        {"reject-replacement"},
+        lambda p: p.ledger[0].update(replaced_by=p.entry("grid").record["id"]),
+    ),
 }
 
 
