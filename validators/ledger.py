@@ -23,6 +23,7 @@ class Reject(Block):
     reason: str
     detail: str
     replaced_by: str | None
+    thumbnail: str = ""
 
 
 def check(folder: Folder, manifest: Manifest, index: Index | None) -> Check[None]:

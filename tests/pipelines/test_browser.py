@@ -66,7 +66,7 @@ def shown(page: Any, kind: str) -> int:
 
 def test_all_plots_are_drawn_without_network_or_eval(opened: Callable[..., Any], build: Path) -> None:
     page = opened(build / REPORT)
-    assert page.locator(".vega svg").count() == 6
+    assert page.locator(".vega svg").count() == 7
     assert page.locator('.vega svg [aria-roledescription="bar"]').count() > 20
     assert page.locator("img").evaluate_all("images => images.every(i => i.src.startsWith('data:image/jpeg'))")
 

@@ -86,7 +86,7 @@ SCORE_TYPES = {
     **{"flags": pa.list_(pa.string()), "question_language": pa.string(), "answer_language": pa.string()},
     **{"repetition": pa.float64(), "max_aspect": pa.float64(), "language_mismatch": pa.bool_()},
     **dict.fromkeys(("n_words", "shortest_answer", "longest_turn", "n_refusals", "n_emails"), pa.int32()),
-    **dict.fromkeys(("n_phones", "n_cards", "min_side", "max_side", "contrast"), pa.int32()),
+    **dict.fromkeys(("n_phones", "n_cards", "min_side", "max_side", "contrast", "width", "height"), pa.int32()),
     **dict.fromkeys(("min_bytes", "max_bytes"), pa.int64()),
 }
 
@@ -108,6 +108,7 @@ def scored(name, **scores):
                 if sizes := [image["source_size"] for image in entry.record["images"]]:
                     row |= {"min_side": min(map(min, sizes)), "max_side": max(map(max, sizes))}
                     row["max_aspect"] = round(max(max(size) / min(size) for size in sizes), 4)
+                    row["width"], row["height"] = max(sizes, key=lambda size: size[0] * size[1])
                 row |= scores if entry is plan.entry(name) else {}
             return pa.Table.from_pylist(rows, schema=with_scores(found).schema)
 
@@ -373,6 +374,8 @@ LIES = {
     "half of the scores": ({"index-schema"}, table(lambda t: with_scores(t).drop_columns(["n_words"]))),
     "a score of another type": ({"index-schema"}, table(lambda t: with_scores(t, repetition=pa.string()))),
     "another side than the sample's": ({"index-column"}, scored("single", min_side=1, max_side=2, max_aspect=2.0)),
+    "another shape than its largest picture's": ({"index-column"}, scored("multi", height=7)),
+    "a height that cannot be": ({"index-score", "index-column"}, scored("single", height=0)),
     "a drop by nobody's filter": ({"curation-step"}, dropped(max_words=1)),
     "a picture dropped by nobody's filter": ({"curation-step"}, in_ledger(0, reason="min-side")),
     "more pictures dropped than allowed": (
