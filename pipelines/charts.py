@@ -222,12 +222,14 @@ def _sizes(rows: Sequence[Mapping[str, Any]]) -> Chart | None:
     ]
     picked = alt.selection_point(fields=["component"], bind="legend", name="picked")
     scale = alt.Scale(type="log", base=2, nice=False, padding=16)
+    ticks = alt.Axis(values=[2**power for power in range(16)], format=",")
     figure = (
         alt.Chart(_values(values), width="container")
         .mark_circle()
         .encode(
-            x=alt.X("width:Q", scale=scale, title="width, pixels"),
-            y=alt.Y("height:Q", scale=scale, title="height, pixels"),
+            x=alt.X("width:Q", scale=scale, axis=ticks, title="width, pixels"),
+            y=alt.Y("height:Q", scale=scale, axis=ticks, title="height, pixels"),
+            order=alt.Order("samples:Q", sort="descending"),
             size=alt.Size("samples:Q", legend=None, scale=alt.Scale(range=[16, 400])),
             color=alt.Color("component:N", legend=alt.Legend(orient="bottom", columns=3)),
             opacity=alt.condition(picked, alt.value(0.7), alt.value(0.05)),

@@ -62,8 +62,6 @@ def report_page(builds: Sequence[OpenBuild]) -> bytes:
         views=views,
         exhibits=exhibits,
         rejects=rejects,
-        samples_note="The same few of each component each time, drawn by the recipe's seed. Pictures are smaller here"
-        " than in the shards, and long clips and texts are cut; `longllava show KEY --extract` gives all of a sample.",
         rejects_note="Every record that was drawn and could not be used, and what took its place."
         " Pictures that can be seen all the same are shown for a few of each reason."
         + (f" These are {len(rejects):,} of {total:,}; rejects.jsonl has all." if total > len(rejects) else ""),
@@ -104,7 +102,6 @@ def samples_page(build: OpenBuild, samples: Sequence[Stored]) -> bytes:
         views=[],
         exhibits=[(build.name, exhibit, _licence(licences, exhibit)) for exhibit in exhibits],
         rejects=[],
-        samples_note="Pictures are smaller here than in the shards.",
         rejects_note="",
     )
 
