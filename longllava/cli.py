@@ -9,7 +9,7 @@ import typer
 
 from formats.errors import LongLlavaError, UsageError
 from longllava.commands import look, mend, overlap, talk
-from longllava.commands.terminal import default_catalog, print_json, program, stderr, stdout
+from longllava.commands.terminal import default_catalog, print_error, print_json, program, stderr, stdout
 from longllava.commands.train import train
 
 app = typer.Typer(
@@ -32,18 +32,16 @@ AddressOption = Annotated[
 ]
 _INTERRUPTED = 130  # exit code after Ctrl-C
 
-BuildArgument = Annotated[Path, typer.Argument(help="Directory of a finished build.", show_default=False)]
-
 
 def main() -> None:
     """Runs the command; a mistake of the user's ends it with exit code 2 and a message that says what to do."""
     try:
         app()
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        print_error(error)
         sys.exit(2)
     except LongLlavaError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        print_error(error)
         sys.exit(1)
     except SystemExit as end:
         if end.code == _INTERRUPTED:
@@ -204,7 +202,7 @@ app.command()(train)
 
 @app.command()
 def validate(
-    build: BuildArgument,
+    build: look.BuildArgument,
     deep: Annotated[bool, typer.Option("--deep", help="Decode every image, too.")] = False,
     json_output: JsonOption = False,
 ) -> None:
@@ -216,12 +214,12 @@ def validate(
     from validators.run import summary
     from validators.run import validate as run
 
-    if "://" not in str(build) and not build.is_dir():
+    if "://" not in build and not Path(build).is_dir():
         raise UsageError(f"{build} is no directory")
     with progress_on(stderr()) as progress:
-        findings = run(str(build), deep=deep, progress=SamplesChecked(progress))
+        findings = run(build, deep=deep, progress=SamplesChecked(progress))
     if json_output:
-        print_json({"build": str(build), "findings": [f.as_dict() for f in findings], "codes": summary(findings)})
+        print_json({"build": build, "findings": [f.as_dict() for f in findings], "codes": summary(findings)})
     elif findings:
         stdout().print(findings_table(findings))
     else:

@@ -11,10 +11,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import duckdb
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from formats.shard import ShardWriter
+from longllava.commands.look import diff, export, show, stats
 from pipelines.card import card
 from pipelines.gallery import draw, drawn_rows
 from pipelines.opened import OpenBuild
@@ -248,7 +250,11 @@ def test_hostile_text_stays_text(make_build: MakeBuild) -> None:
     ],
 )
 def test_no_sample_one_sample_and_one_component_work(
-    make_build: MakeBuild, rows: list[tuple[str, str, object]], samples: int
+    make_build: MakeBuild,
+    rows: list[tuple[str, str, object]],
+    samples: int,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = make_build(rows)
     assert validate(str(out), deep=True) == []
@@ -259,6 +265,25 @@ def test_no_sample_one_sample_and_one_component_work(
     assert ("This build holds no samples" in page) == (samples == 0)
     assert ("It holds no samples" in text) == (samples == 0)
     assert (out / ".nv-meta").exists() == (samples > 0)
+    stats([str(out), str(out)], html=tmp_path / "stats.html")
+    said = capsys.readouterr().out
+    assert "side by side" in said
+    assert f"at least {min(samples, 1)} sequences" in said
+    assert (tmp_path / "stats.html").read_text().count('data-item="sample"') == 2 * min(samples, 12)
+    show(str(out), html=tmp_path / "show.html", extract=tmp_path / "files", tokens=True)
+    assert ("trained on:" in capsys.readouterr().out) == (samples > 0)
+    assert (tmp_path / "show.html").read_text().count('data-item="sample"') == min(samples, 3)
+    assert len(list(tmp_path.glob("files/*.json"))) == min(samples, 3)
+    show(str(out), reject=True)
+    assert ("nothing was rejected" in capsys.readouterr().out) == (samples > 0)
+    diff(str(out), str(out))
+    assert capsys.readouterr().out.strip() == "the same"
+    for to in ("hf", "llava", "energon"):
+        export(str(out), to, tmp_path / to)
+        assert f"{samples} samples" in capsys.readouterr().out
+    assert sum(pq.read_metadata(file).num_rows for file in tmp_path.glob("hf/data/*.parquet")) == samples
+    assert len(json.loads((tmp_path / "llava/data.json").read_text())) == samples
+    assert len(list(tmp_path.glob("energon/shards/*.tar.idx"))) == -(-samples // 8)
 
 
 def test_a_card_has_front_matter_mix_and_licences(build: Path) -> None:
