@@ -408,6 +408,11 @@ LIES = {
         in_ledger(0, component="nobody's"),
     ),
     "a reject without its uid": ({"ledger-row", "reject-ledger"}, lambda p: p.ledger[0].pop("uid")),
+    "a thumbnail that is no JPEG": ({"ledger-row", "reject-ledger"}, in_ledger(0, thumbnail="PHNjcmlwdD4=")),
+    "a thumbnail that is no thumbnail": (
+        {"ledger-row", "reject-ledger"},
+        in_ledger(0, thumbnail="/9j/" + 12_000 * "A"),
+    ),
     "a reject that was kept": ({"reject-kept"}, in_ledger(0, uid="single:0")),
     "a replacement that is not there": ({"reject-replacement"}, in_ledger(0, replaced_by="nobody:0")),
     "a replacement of another component": ({"reject-replacement"}, in_ledger(0, replaced_by="grid:0")),
