@@ -10,7 +10,7 @@ import typer
 
 from formats.errors import LongLlavaError, UsageError
 from longllava.commands import look, mend, overlap, talk
-from longllava.commands.terminal import default_catalog, print_json, program, stderr, stdout
+from longllava.commands.terminal import default_catalog, print_error, print_json, program, stderr, stdout
 from longllava.commands.train import train
 
 app = typer.Typer(
@@ -40,10 +40,10 @@ def main() -> None:
     try:
         app()
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        print_error(error)
         sys.exit(2)
     except LongLlavaError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        print_error(error)
         sys.exit(1)
     except (SystemExit, KeyboardInterrupt) as end:  # Typer makes one of the other once it has taken over
         if isinstance(end, SystemExit) and end.code != _INTERRUPTED:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from pipelines.curate import PictureBudget, refuse_overdrawn
 from pipelines.duplicates import Curator
 from pipelines.executor import Executor
 from pipelines.finish import Finisher, origins
+from pipelines.glimpses import thumbnails
 from pipelines.ingest import Catalog, Location, ingested
 from pipelines.materialise import Settings, ShardTask, build_shard
 from pipelines.notes import ShardNote, load_note
@@ -126,7 +128,8 @@ def _build(request: Request, progress: Progress, reopen: Callable[[Site], bool] 
                 settings = settings_of(request, work, request.out / TOKENIZER / "tokenizer.json", catalogs, earlier)
                 if reopen is None or reopen(Site(work, planner, settings, catalogs, earlier, executor)):
                     notes = _materialise(settings, work, planner, executor, progress)
-                    finisher = Finisher(request.out, work, planner, catalogs, earlier, tokenizer, tool_versions())
+                    look = partial(thumbnails, settings=settings, planner=planner, run=executor.map)
+                    finisher = Finisher(request.out, work, planner, catalogs, earlier, tokenizer, tool_versions(), look)
                     manifest = finisher.finish(notes, _environment(request, started, executor))
                 else:
                     manifest = read_manifest(request.out)

@@ -137,7 +137,7 @@ def render_row(row: Mapping[str, Any], settings: Settings) -> Ready:
     component = recipe.components[row["component"]]
     sample = from_row(row["record"])
     tiles = component.max_tiles if component.subimage else None
-    opened = [_open(media, _root_of(media, sample.source, settings), recipe, tiles) for media in sample.media]
+    opened = [open_media(media, sample.source, settings, tiles) for media in sample.media]
     groups = [images for images, _ in opened]
     pictures = picture_scores(groups, [size for _, size in opened if size is not None])
     refuse_junk(pictures, recipe.steps(row["component"]))
@@ -188,18 +188,24 @@ def _copy(shards: Path, stored: Mapping[str, Any], build: str) -> Ready:
     return Ready(record, images, {"source": stored["source"], "modality": stored["modality"], **counts})
 
 
-def _root_of(media: Media, source: str, settings: Settings) -> str:
-    """Where a medium's roots begin; pictures inside an annotation file lie where the annotations do."""
-    embedded = media.roots[0].endswith(".parquet")
-    return (settings.annotation_roots if embedded else settings.media_roots)[source]
+def open_media(
+    media: Media, source: str, settings: Settings, max_tiles: int | None
+) -> tuple[list[EncodedImage], int | None]:
+    """What a source's medium becomes, and the size of its file if that is a picture.
 
-
-def _open(media: Media, root: str, recipe: Recipe, max_tiles: int | None) -> tuple[list[EncodedImage], int | None]:
-    """What a medium becomes, and the size of its file if that is a picture."""
-    data = _media_store(root).fetch(media)
-    guard = _guard(recipe.limits.seconds, recipe.limits.memory_mb << 20)
+    Raises:
+        Reject, ConnectionError, TimeoutError: as `render_row`.
+    """
+    recipe, data = settings.recipe, fetched(media, source, settings)
+    guard = guard_of(recipe.limits.seconds, recipe.limits.memory_mb << 20)
     images = guard.call(render_media, media, data, image_settings(recipe), video_settings(recipe), max_tiles)
     return images, len(data) if media.kind == "image" else None
+
+
+def fetched(media: Media, source: str, settings: Settings) -> str | bytes:
+    """A medium as `MediaStore.fetch` gives it; pictures inside an annotation file lie where the annotations do."""
+    embedded = media.roots[0].endswith(".parquet")
+    return _media_store((settings.annotation_roots if embedded else settings.media_roots)[source]).fetch(media)
 
 
 def image_settings(recipe: Recipe) -> ImageSettings:
@@ -235,5 +241,6 @@ def _media_store(url: str) -> MediaStore:
 
 
 @cache
-def _guard(seconds: float, memory: int) -> Guard:
+def guard_of(seconds: float, memory: int) -> Guard:
+    """This process's guard with these limits."""
     return Guard(seconds, memory)

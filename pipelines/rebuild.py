@@ -17,7 +17,6 @@ from formats.catalog import to_row
 from formats.errors import BuildError, LongLlavaError, Reject
 from formats.manifest import SHARDS
 from formats.shard import members_of, safe_shard_name
-from pipelines.build import tool_versions
 from pipelines.executor import Executor
 from pipelines.finish import origins
 from pipelines.ingest import Location
@@ -27,6 +26,7 @@ from pipelines.progress import Progress
 from pipelines.sources.base import Rejected
 from pipelines.sources.registry import source_named
 from pipelines.storage import Root
+from pipelines.tools import tool_versions
 from recipes.schema import Recipe
 
 _AT_ONCE = 8  # samples that one task makes
@@ -236,6 +236,7 @@ class Rebuilder:
                 annotation_roots={place.source: place.annotations for place in places},
                 builds={},
                 build_hashes={name: known["recipe_sha256"] for name, known in build.manifest["builds"].items()},
+                tools=tool_versions(),
             )
         return self._settings[build.url]
 

@@ -16,13 +16,14 @@ from validators.manifest import Block, Manifest
 
 
 class Reject(Block):
-    """One line of rejects.jsonl."""
+    """One line of rejects.jsonl; `thumbnail` is a small JPEG in base64, if it is there."""
 
     uid: Annotated[str, Field(min_length=1)]
     component: str
     reason: str
     detail: str
     replaced_by: str | None
+    thumbnail: Annotated[str, Field(max_length=12_000, pattern="^(/9j/[A-Za-z0-9+/]+=*)?$")] = ""
 
 
 def check(folder: Folder, manifest: Manifest, index: Index | None) -> Check[list[Reject]]:

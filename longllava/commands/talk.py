@@ -203,7 +203,7 @@ def _ask(chat: Any, message: Any, on_text: Callable[[str], None] | None) -> Any:
 
 
 def _write(text: str) -> None:
-    from longllava.display_samples import printable
+    from longllava.commands.terminal import printable
 
     sys.stdout.write(printable(text))
     sys.stdout.flush()

@@ -42,8 +42,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.new("RGB", (1200 + i, 900), (6 * i, 90, 200)).save(media / f"{i}.jpg")
         turns = [{"from": "human", "value": f"<image>\nWhat is in {i}?"}, {"from": "gpt", "value": "A colour."}]
         rows.append({"id": i, "image": f"coco/{i}.jpg", "conversations": turns})
-    for i in (7, 23):
-        (media / f"{i}.jpg").write_bytes(b"\xff\xd8\xff\xe0 no picture")
+    (media / "7.jpg").write_bytes(b"\xff\xd8\xff\xe0 no picture")
+    (media / "23.jpg").write_bytes((media / "23.jpg").read_bytes()[:-900])
     (folder / "data/llava15/llava_v1_5_mix665k.json").write_text(json.dumps(rows))
     train_tokenizer(["What is in 0 1 2 3 4 5 6 7 8 9?", "A colour."], folder / "tokenizer")
     component = {"source": "llava15", "count": PICTURES - 4}
@@ -67,7 +67,9 @@ def digests(out: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def undisturbed(place: Path, executor: Executor) -> dict[str, Any]:
     build(request(place, place / "undisturbed"), Progress())
-    return digests(place / "undisturbed")
+    found = digests(place / "undisturbed")
+    assert found["rejects.jsonl"].count(b'"thumbnail"') == 1
+    return found
 
 
 class StopsAfter(Progress):

@@ -86,7 +86,7 @@ SCORE_TYPES = {
     **{"flags": pa.list_(pa.string()), "question_language": pa.string(), "answer_language": pa.string()},
     **{"repetition": pa.float64(), "max_aspect": pa.float64(), "language_mismatch": pa.bool_()},
     **dict.fromkeys(("n_words", "shortest_answer", "longest_turn", "n_refusals", "n_emails"), pa.int32()),
-    **dict.fromkeys(("n_phones", "n_cards", "min_side", "max_side", "contrast"), pa.int32()),
+    **dict.fromkeys(("n_phones", "n_cards", "min_side", "max_side", "contrast", "width", "height"), pa.int32()),
     **dict.fromkeys(("min_bytes", "max_bytes"), pa.int64()),
 }
 
@@ -108,6 +108,7 @@ def scored(name, **scores):
                 if sizes := [image["source_size"] for image in entry.record["images"]]:
                     row |= {"min_side": min(map(min, sizes)), "max_side": max(map(max, sizes))}
                     row["max_aspect"] = round(max(max(size) / min(size) for size in sizes), 4)
+                    row["width"], row["height"] = max(sizes, key=lambda size: size[0] * size[1])
                 row |= scores if entry is plan.entry(name) else {}
             return pa.Table.from_pylist(rows, schema=with_scores(found).schema)
 
@@ -377,6 +378,8 @@ LIES = {
     "half of the scores": ({"index-schema"}, table(lambda t: with_scores(t).drop_columns(["n_words"]))),
     "a score of another type": ({"index-schema"}, table(lambda t: with_scores(t, repetition=pa.string()))),
     "another side than the sample's": ({"index-column"}, scored("single", min_side=1, max_side=2, max_aspect=2.0)),
+    "another shape than its largest picture's": ({"index-column"}, scored("multi", height=7)),
+    "a height that cannot be": ({"index-score", "index-column"}, scored("single", height=0)),
     "a drop by nobody's filter": ({"curation-step"}, dropped(max_words=1)),
     "a picture dropped by nobody's filter": ({"curation-step"}, in_ledger(0, reason="min-side")),
     "more pictures dropped than allowed": (
@@ -409,6 +412,11 @@ LIES = {
         in_ledger(0, component="nobody's"),
     ),
     "a reject without its uid": ({"ledger-row", "reject-ledger"}, lambda p: p.ledger[0].pop("uid")),
+    "a thumbnail that is no JPEG": ({"ledger-row", "reject-ledger"}, in_ledger(0, thumbnail="PHNjcmlwdD4=")),
+    "a thumbnail that is no thumbnail": (
+        {"ledger-row", "reject-ledger"},
+        in_ledger(0, thumbnail="/9j/" + 12_000 * "A"),
+    ),
     "a reject that was kept": ({"reject-kept"}, lambda p: p.ledger[0].update(uid=p.entry("single").record["id"])),
     "a replacement that is not there": ({"reject-replacement"}, in_ledger(0, replaced_by="nobody:0")),
     "a replacement of another component": (
