@@ -95,8 +95,9 @@ def _drawn(index: Index, against: Against) -> list[dict[str, Any]]:
 
     table = index.columns("component", "key")
     chosen: list[str] = []
-    for component in pc.unique(table["component"]):
-        keys = table["key"].filter(pc.equal(table["component"], component))
+    components = table["component"].cast(pa.string())
+    for component in pc.unique(components):
+        keys = table["key"].filter(pc.equal(components, component))
         count = max(LEAST, math.ceil(against.share * len(keys)))
         chosen += nsmallest(count, (key.as_py() for key in keys), key=place)
     wanted = pa.array(chosen, pa.string())

@@ -18,7 +18,6 @@ from validators.manifest import Manifest
 
 INFO = ".nv-meta/.info.json"
 SPLIT = ".nv-meta/split.yaml"
-_MOST = 10_000_000  # a forged run may be of any length
 _RUN = re.compile(r"(.*)\{(\d+)\.\.(\d+)\}(.*)")
 
 
@@ -54,16 +53,18 @@ def check_split(folder: Folder, manifest: Manifest) -> Check[None]:
     if folder.size(SPLIT) is None:
         return
     parts = yaml.safe_load(folder.read(SPLIT))["split_parts"].values()
-    named = [shard for part in parts for pattern in part for shard in _expanded(pattern)]
+    most = len(manifest.shards)
+    named = [shard for part in parts for pattern in part for shard in _expanded(pattern, most)]
     if sorted(named) != sorted(shard.file for shard in manifest.shards):
         yield error("energon-index", f"the shards of all parts are {', '.join(named[:8])} …", file=SPLIT)
 
 
-def _expanded(pattern: str) -> Iterator[str]:
+def _expanded(pattern: str, most: int) -> Iterator[str]:
+    """The shards of a pattern; of a run, which a forger may make endless, one more than there can be."""
     run = _RUN.fullmatch(pattern)
     if run is None:
         yield pattern
         return
     before, first, last, after = run.groups()
-    for number in range(int(first), min(int(last), int(first) + _MOST) + 1):
+    for number in range(int(first), min(int(last), int(first) + most) + 1):
         yield f"{before}{number:0{len(first)}d}{after}"

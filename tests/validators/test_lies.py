@@ -368,7 +368,7 @@ LIES = {
         lambda p: setattr(p.entry("replayed"), "index_component", "nobody's"),
     ),
     "another source": ({"mixture-source"}, in_recipe("caption", source="allava")),
-    "a record twice": ({"mixture-duplicate", "mixture-draw"}, one_record_twice),
+    "a record twice": ({"mixture-duplicate"}, one_record_twice),
     "a replayed record split": ({"mixture-overlap"}, replay_of_a_split_record),
     # Filters
     **{
