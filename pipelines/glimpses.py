@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image, ImageFile, ImageOps
 
 from formats.catalog import from_row
@@ -78,14 +79,14 @@ def thumbnails(
 
 def _chosen(rejects: pa.Table) -> dict[Known, str]:
     """The records that are looked at, and why they were rejected; none twice."""
-    columns = (rejects[name].to_pylist() for name in ("component", "uid", "reason"))
+    seen = rejects.filter(pc.is_in(rejects["reason"], pa.array(sorted(SEEN))))
+    columns = (seen[name].to_pylist() for name in ("component", "uid", "reason"))
     candidates: dict[Known, str] = {}
     for component, uid, reason in zip(*columns, strict=True):
-        if reason in SEEN:
-            candidates.setdefault((component, uid), reason)
+        candidates.setdefault((component, uid), reason)
     kinds = Counter((component, reason) for (component, _), reason in candidates.items())
     each = min(fair_share(kinds.values(), _MOST), _MOST_OF_A_KIND)
-    taken: Counter[Known] = Counter()
+    taken: Counter[tuple[str, str]] = Counter()
     chosen: dict[Known, str] = {}
     for known, reason in candidates.items():
         taken[known[0], reason] += 1
@@ -111,21 +112,22 @@ def glimpse(task: GlimpseTask) -> tuple[Known, str]:
 
 def _seen(media: Media, source: str, task: GlimpseTask) -> bytes | None:
     """A thumbnail of the medium, empty if none can be made; None if the record was not rejected for it."""
-    recipe = task.settings.recipe
+    settings, recipe = task.settings, task.settings.recipe
     component = recipe.components[task.component]
-    guard = guard_of(min(_SECONDS, recipe.limits.seconds), recipe.limits.memory_mb << 20)
     try:
         tiles = component.max_tiles if component.subimage else None
-        images, size = open_media(media, source, task.settings, tiles)
+        images, size = open_media(media, source, settings, tiles)
         refuse_junk(picture_scores([images], [] if size is None else [size]), recipe.steps(task.component))
+        if task.reason != "too-long":
+            return None
     except Reject as reject:
         if reject.reason != task.reason:
             return None
-        with suppress(Reject):
-            data = fetched(media, source, task.settings)
-            return guard.call(_small_copy, media, data, image_settings(recipe), video_settings(recipe))
-        return b""
-    return guard.call(_small_picture, images[0].jpeg, image_settings(recipe)) if task.reason == "too-long" else None
+    guard = guard_of(min(_SECONDS, recipe.limits.seconds), recipe.limits.memory_mb << 20)
+    with suppress(Reject):
+        data = fetched(media, source, settings)
+        return guard.call(_small_copy, media, data, image_settings(recipe), video_settings(recipe))
+    return b""
 
 
 # Behind the guard -----------------------------------------------------------------------------------------------------

@@ -14,13 +14,17 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from formats.catalog import to_row
 from formats.imaging import ImageSettings
+from formats.sample import Media, Sample, Turn
 from pipelines.gallery import draw, exhibit_of
-from pipelines.glimpses import _chosen, _small_picture
+from pipelines.glimpses import GlimpseTask, _chosen, _small_picture, glimpse
 from pipelines.guard import Guard
+from pipelines.materialise import Settings
 from pipelines.opened import OpenBuild
 from pipelines.page import REPORT, report_page
 from pipelines.report import fair_share, rejects
+from recipes.schema import Recipe
 from validators.run import validate
 
 MakeBuild = Callable[..., Path]
@@ -97,6 +101,32 @@ def test_what_can_be_seen_is_shown_and_nothing_else(build: Path) -> None:
     shown = re.findall(r'<img loading="lazy" src="data:image/jpeg;base64,([^"]*)" alt="what was rejected for', page)
     assert shown == [reject["thumbnail"] for reject in rejects(build) if "thumbnail" in reject]
     assert report_page([OpenBuild(build)]).decode() == page
+
+
+def task(folder: Path, names: list[str], reason: str) -> GlimpseTask:
+    """A rejected record of several pictures below a folder."""
+    component = {"all": {"source": "llava15", "count": "all"}}
+    recipe = {"name": "r", "tokenizer": "t", "components": component, "filters": {"min_side": 30}}
+    settings = Settings(Recipe.model_validate(recipe), "", "", {"llava15": str(folder)}, {}, {}, {})
+    turns = (Turn("human", "Which?", (0,) * len(names)), Turn("gpt", "None."))
+    media = tuple(Media(kind="image", path=name, roots=("",)) for name in names)
+    sample = Sample(uid="llava15/x.json:0", source="llava15", turns=turns, media=media, file="x.json", ordinal=0)
+    return GlimpseTask(settings, "all", to_row(sample), reason)
+
+
+def test_the_picture_that_is_shown_is_the_one_that_was_rejected(tmp_path: Path) -> None:
+    for name, size, colour in (("large", (90, 60), RED), ("small", (25, 60), BLUE), ("smaller", (20, 60), RED)):
+        (tmp_path / f"{name}.png").write_bytes(file_of("PNG", size, colour))
+    known, thumbnail = glimpse(task(tmp_path, ["large.png", "small.png", "smaller.png"], "min-side"))
+    assert known == ("all", "llava15/x.json:0")
+    shown = picture_of({"thumbnail": thumbnail})
+    red, _, blue = shown.resize((1, 1)).getpixel((0, 0))
+    assert shown.size == (25, 60)
+    assert blue > red
+    assert picture_of({"thumbnail": glimpse(task(tmp_path, ["large.png"], "too-long"))[1]}).size == (90, 60)
+    for names, reason in ((["large.png"], "min-side"), (["gone.png"], "min-side"), (["small.png"], "broken-image")):
+        assert glimpse(task(tmp_path, names, reason))[1] == "", "it was mended, or went, since"
+    assert glimpse(task(tmp_path, [], "too-long"))[1] == ""
 
 
 def test_a_bomb_is_not_opened_even_where_it_looks_small() -> None:
