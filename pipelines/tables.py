@@ -49,7 +49,8 @@ def tables(manifest: Mapping[str, Any], found: Mapping[str, Any]) -> list[Table]
         found: its statistics.
     """
     figures = [_figures(found, by) for by in ("component", "source")]
-    return [_read(manifest), *_dropped(manifest), *_drawn(manifest), *figures, _mix(found), _licences(found)]
+    left_out = [*_passed_over(manifest), *_dropped(manifest)]
+    return [_read(manifest), *left_out, *_drawn(manifest), *figures, _mix(found), _licences(found)]
 
 
 def _in_manifest(part: str, names: tuple[str, ...]) -> str:
@@ -95,6 +96,21 @@ def _drawn(manifest: Mapping[str, Any]) -> list[Table]:
     rows = [[reason, name, number(n)] for reason, name, n in reasons]
     rejected = Table("reasons", "Rejected", ("reason", "component", "records"), rows, query)
     return [drawn, rejected] if rows else [drawn]
+
+
+def _passed_over(manifest: Mapping[str, Any]) -> list[Table]:
+    """What components do not select, and copies and what benchmarks hold, if anything."""
+    components = manifest["components"].items()
+    found = sorted((reason, name, n) for name, c in components for reason, n in c["filtered"].items())
+    if not found:
+        return []
+    rows = [[reason, name, number(n)] for reason, name, n in found]
+    query = (
+        "SELECT r.key AS reason, c.key AS component, r.value::BIGINT AS records FROM read_text('manifest.json') AS m,"
+        " json_each(m.content, '$.components') AS c, json_each(c.value, '$.filtered') AS r ORDER BY reason, component"
+    )
+    about = "each by the first that applies; overlaps.jsonl names both sides of what is contaminated or a duplicate"
+    return [Table("filtered", "Passed over before the draw", ("reason", "component", "records"), rows, query, about)]
 
 
 def _dropped(manifest: Mapping[str, Any]) -> list[Table]:
