@@ -189,7 +189,7 @@ class Rebuilder:
         """Finds the upstream records; adds planned rows to `ready`, by build."""
         users: dict[tuple[str, str, str], list[_Wanted]] = defaultdict(list)
         for one in wanted:
-            users[one.build.url, str(one.record["source"]), str(one.record["provenance"]["file"])].append(one)
+            users[one.build.url, str(one.row["source"]), str(one.record["provenance"]["file"])].append(one)
         tasks = [self._file_task(*place, mine) for place, mine in users.items()]
         for found in self._executor.map(find_records, tasks):
             task = found.task
@@ -208,8 +208,7 @@ class Rebuilder:
         settings = self._settings_of(wanted[0].build)
         known = _hashes(wanted[0].build, source)
         ordinals = {str(one.row["id"]): int(one.record["provenance"]["ordinal"]) for one in wanted}
-        root = settings.annotation_roots.get(source, "")  # "" if no row is of it; then there is no such source either
-        return FileTask(build, source, root, file, known.get(file, ""), ordinals)
+        return FileTask(build, source, settings.annotation_roots[source], file, known.get(file, ""), ordinals)
 
     def _rendered(self, ready: Mapping[str, Sequence[tuple[str, dict[str, Any]]]]) -> Iterator[Rebuilt]:
         tasks = [

@@ -117,7 +117,7 @@ def rewritten(build: Path, component: str, change: Callable[[dict[str, Any], lis
                 if line["component"] == component:
                     change(record, images)
                 place = shard.add(line["key"], encode_record(record), images)
-                line.update(offset=place.offset, size=place.size, sha256=place.sha256)
+                line.update(offset=place.offset, size=place.size, sha256=place.sha256, source=record["source"])
                 ends.append(place.offset + place.size)
             done = shard.finish()
         entry.update(sha256=done.sha256, bytes=done.bytes)
