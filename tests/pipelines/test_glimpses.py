@@ -7,6 +7,7 @@ import re
 import struct
 import zlib
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,8 @@ def task(folder: Path, names: list[str], reason: str) -> GlimpseTask:
     """A rejected record of several pictures below a folder."""
     component = {"all": {"source": "llava15", "count": "all"}}
     recipe = {"name": "r", "tokenizer": "t", "components": component, "filters": {"min_side": 30}}
-    settings = Settings(Recipe.model_validate(recipe), "", "", {"llava15": str(folder)}, {}, {}, {})
+    known: dict[str, Any] = {"recipe": Recipe.model_validate(recipe), "media_roots": {"llava15": str(folder)}}
+    settings = Settings(**{field.name: known.get(field.name, {}) for field in fields(Settings)})
     turns = (Turn("human", "Which?", (0,) * len(names)), Turn("gpt", "None."))
     media = tuple(Media(kind="image", path=name, roots=("",)) for name in names)
     sample = Sample(uid="llava15/x.json:0", source="llava15", turns=turns, media=media, file="x.json", ordinal=0)
