@@ -30,6 +30,7 @@ from model.metrics import read_metrics
 from model.packing import Packing
 from model.prepare import prepare
 from model.processor import Processor
+from model.sharding import flatten_experts, freeze, shard, whole
 from model.stage import TrainSettings
 from model.train import opened, train
 from model.training_budget import held
@@ -345,6 +346,16 @@ def test_what_training_holds_is_as_the_arithmetic_says(
         ]
 
 
+def test_what_is_not_sharded_goes_to_the_device_too(settings: TrainSettings, shape: Path) -> None:
+    torch.manual_seed(0)
+    model = LongLlavaForConditionalGeneration(named_config(str(shape)))
+    flatten_experts(model)
+    freeze(model, ("projector",))
+    with joined() as world:
+        shard(model, replace(world, device=torch.device("meta")), torch.float32)  # stands for a GPU
+    assert {parameter.device.type for parameter in whole(model)} == {"meta"}
+
+
 def test_a_folder_of_another_run_is_refused(settings: TrainSettings, whole_run: Path) -> None:
     with pytest.raises(UsageError, match=r"another run \(learning_rate was 0.01 and is 0.02\)"):
         train(replace(settings, out=whole_run, learning_rate=2e-2))
@@ -386,8 +397,8 @@ def assert_close(one: Path, two: Path) -> None:
 def stored(build: Path) -> list[dict[str, Any]]:
     """A build's samples in the order of its index."""
     samples = []
-    for shard in sorted((build / "shards").glob("*.tar")):
-        with tarfile.open(shard) as opened_shard:
+    for file in sorted((build / "shards").glob("*.tar")):
+        with tarfile.open(file) as opened_shard:
             for member in opened_shard.getmembers():
                 if member.name.endswith(".json"):
                     content = opened_shard.extractfile(member)
