@@ -54,6 +54,7 @@ def shard(model: LongLlavaForConditionalGeneration, world: World, compute: torch
     Args:
         compute: bfloat16, or float32 for everything as it is.
     """
+    _move_whole(model, world.device)
     policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
     spread = partial(fully_shard, mesh=world.mesh, mp_policy=policy, ignored_params=set(whole(model)))
     tower = model.model.vision_tower
@@ -61,6 +62,14 @@ def shard(model: LongLlavaForConditionalGeneration, world: World, compute: torch
     for layer in (*tower.encoder.layers, *model.model.language_model.layers):  # type: ignore[union-attr, misc]
         spread(layer)
     spread(model)
+
+
+def _move_whole(model: nn.Module, device: torch.device) -> None:
+    """FSDP moves only what it shards. What has no memory yet stays so until it is loaded."""
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if f".{name}" in _WHOLE and not parameter.is_meta:
+                setattr(module, name, nn.Parameter(parameter.data.to(device), parameter.requires_grad))
 
 
 def whole(model: nn.Module) -> list[nn.Parameter]:

@@ -85,6 +85,7 @@ def opened(settings: TrainSettings, rank: int = 0, world_size: int = 1) -> tuple
         "seed": settings.seed,
         "max_images": settings.max_images,
         "oversize": "drop" if settings.drop_oversize else "refuse",
+        "on_damage": "skip" if settings.skip_damaged else "raise",
         "rank": rank,
         "world_size": world_size,
         "threads": settings.threads,
@@ -139,6 +140,8 @@ def _learn(run: _Run, made: Prepared, watch: Watch | None) -> None:
         step += 1
         line = {"step": step, **asdict(learnt), "learning_rate": rate}
         line |= speed.step(batch, learnt.tokens, learnt.images)
+        if settings.skip_damaged:
+            line["damaged"] = _damaged(batch, world)
         if log:
             log.write(line)
         if log and watch and (step % settings.log_every == 0 or step in (1, run.last)):
@@ -172,6 +175,12 @@ def _batches(feed: Feed, size: int, speed: Speedometer) -> Iterator[list[PackedS
         if not batch:
             return
         yield batch
+
+
+def _damaged(batch: list[PackedSequence], world: World) -> list[str]:
+    """Samples of a step that were left out, of all processes, in words."""
+    mine = [text for sequence in batch for text in sequence.damaged]
+    return [text for texts in world.gathered(mine) for text in texts]
 
 
 def _sequences(feed: Feed, stage: Stage) -> int:
