@@ -51,6 +51,7 @@ def tables(page: str) -> dict[str, list[list[str]]]:
 FIGURES_SHOWN = {words(name) for name in FIGURES} - {"bytes"}
 TABLES = {
     "sources": {"records", "usable", "rejected"},
+    "filtered": {"records"},
     "components": {"pool", "asked", "drawn", "kept", "rejected", "short"},
     "reasons": {"records"},
     "component": FIGURES_SHOWN,
@@ -107,7 +108,7 @@ def test_every_number_of_the_pages_tables_is_one_line_of_sql(build: Path, page: 
     assert [name for name, _ in lines] == list(found) == [*TABLES]
     for name, line in lines:
         heading, *rows = found[name]
-        keys = 2 if name == "reasons" else 1
+        keys = 2 if name in ("filtered", "reasons") else 1
         assert set(heading[keys:]) - TABLES[name] <= NOT_COUNTED, name
         results = [*computed(html.unescape(line), build)]
         expected = {tuple(result.values())[:keys]: result for result in results}
