@@ -34,7 +34,7 @@ class TrainSettings:
         learning_rate: at the top of the schedule.
         schedule: `cosine` (to 0) or `constant`.
         warmup_ratio: share of all steps in which the rate rises to its top.
-        weight_decay: of AdamW.
+        weight_decay: of AdamW; biases, norms and Mamba's A and D do not decay.
         trainable: of `vision`, `projector`, `llm`; the rest stays as it is, bit by bit.
         epochs: how often the builds are read.
         sequence_length: most tokens of a sequence.

@@ -8,9 +8,11 @@ OUT/report.html       loss and speed, drawn
 OUT/final/            config.json, model*.safetensors, tokenizer, builds.json: what it has seen
 """
 
+import fcntl
 import json
 import math
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -57,9 +59,10 @@ def train(settings: TrainSettings, watch: Watch | None = None) -> Path:
         UsageError: if builds, model and settings do not fit together.
         TrainingError: if the loss is not finite or memory runs out.
     """
-    with joined() as world:
+    with joined() as world, ExitStack() as held:
         feed, stage = opened(settings, world.rank, world.size)  # 1
         _claim(settings, stage, feed, world)
+        held.enter_context(_alone(settings.out, world))
         run = _Run(settings, stage, world, feed, math.ceil(_sequences(feed, stage) / stage.global_batch))
         if run.finished:
             return settings.out / FINAL
@@ -204,3 +207,23 @@ def _claim(settings: TrainSettings, stage: Stage, feed: Feed, world: World) -> N
     if world.first and theirs is None:
         settings.out.mkdir(parents=True, exist_ok=True)
         write_atomically(file, json.dumps(mine, indent=2).encode() + b"\n")
+
+
+@contextmanager
+def _alone(out: Path, world: World) -> Iterator[None]:
+    """Holds OUT against another launch, such as a job that was queued again; goes when the first process does.
+
+    Raises:
+        UsageError: if another launch trains there.
+    """
+    with ExitStack() as held:
+        taken = False
+        if world.first:
+            lock = held.enter_context((out / ".lock").open("wb"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                taken = True
+        if world.told(taken):
+            raise UsageError(f"{out}: another launch trains there; wait for it, or give another --out")
+        yield

@@ -8,7 +8,7 @@ has all scores, so for replay and sub-images every step is a condition on it.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from math import sqrt
 
 from formats.errors import BuildError, Reason, Reject
@@ -91,9 +91,6 @@ class PictureScores:
     max_bytes: int | None = None
     width: int | None = None
     height: int | None = None
-
-
-PICTURE_COLUMNS = tuple(field.name for field in fields(PictureScores))
 
 
 def picture_scores(groups: Sequence[Sequence[EncodedImage]], sizes: Sequence[int]) -> PictureScores:

@@ -28,6 +28,7 @@ from pipelines.curate import PICTURE_REASONS, picture_scores, refuse_junk
 from pipelines.materialise import Settings, fetched, guard_of, image_settings, open_media, video_settings
 from pipelines.plan import Planner
 from pipelines.report import fair_share
+from pipelines.tools import refuse_other_tools
 
 SEEN = frozenset({"broken-image", "broken-video", "too-large", "too-long", *PICTURE_REASONS})
 """Reasons for which a record is rejected whose media may be seen all the same."""
@@ -102,8 +103,10 @@ def glimpse(task: GlimpseTask) -> tuple[Known, str]:
         The record, and a JPEG in base64; empty if there is nothing to see, or if the medium is another by now.
 
     Raises:
+        BuildError: if this machine would make another thumbnail than others.
         ConnectionError, TimeoutError: if the storage of its media fails; the task can be tried again.
     """
+    refuse_other_tools(task.settings.tools)
     sample = from_row(task.record)
     seen = next((s for media in sample.media if (s := _seen(media, sample.source, task)) is not None), b"")
     small = seen if len(seen) <= _MOST_BYTES else b""

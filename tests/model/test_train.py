@@ -1,5 +1,6 @@
 """What training must hold, with a model of four layers and builds of noise."""
 
+import fcntl
 import json
 import os
 import re
@@ -31,7 +32,7 @@ from model.metrics import read_metrics
 from model.packing import Packing
 from model.prepare import prepare
 from model.processor import Processor
-from model.sharding import flatten_experts, freeze, shard, whole
+from model.sharding import flatten_experts, freeze, optimiser_of, shard, whole
 from model.stage import TrainSettings
 from model.train import opened, train
 from model.training_budget import held
@@ -172,6 +173,25 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     assert not list((out / "checkpoints").glob("*.partial"))
     one, again = (load_file(folder / "final/model.safetensors") for folder in (whole_run, out))
     assert all(torch.equal(one[name], again[name]) for name in one)
+
+
+def test_a_launch_into_a_run_that_is_at_work_is_refused(settings: TrainSettings, killed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(killed, out)
+    with (out / ".lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UsageError, match="another launch trains there"):
+            train(replace(settings, out=out))
+    assert list((out / "checkpoints").glob("*.partial"))
+
+
+def test_biases_norms_and_the_states_of_mamba_do_not_decay(small: LongLlavaForConditionalGeneration) -> None:
+    optimiser = optimiser_of(small, 1e-3, 0.1, 0.95, torch.device("cpu"))
+    decay = {id(p): group["weight_decay"] for group in optimiser.param_groups for p in group["params"]}
+    decayed = {name for name, p in small.named_parameters() if decay[id(p)] == 0.1}
+    matrices = {name for name, p in small.named_parameters() if p.dim() > 1 and not name.endswith(".A_log")}
+    assert decayed - {"model.vision_tower.embeddings.class_embedding"} == matrices
+    assert set(decay.values()) == {0.0, 0.1}
 
 
 def test_two_processes_go_on_where_one_was_killed(whole_run: Path, by_two: Path) -> None:
