@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from formats.errors import LongLlavaError, UsageError
-from longllava.commands import look, talk
-from longllava.commands.terminal import print_json, program, stderr, stdout
+from longllava.commands import look, mend, overlap, talk
+from longllava.commands.terminal import default_catalog, print_json, program, stderr, stdout
+from longllava.commands.train import train
 
 app = typer.Typer(
     name="longllava",
@@ -170,7 +171,7 @@ def build(
         recipe_folder=recipe.parent,
         data=data,
         out=out,
-        catalog=(catalog or _default_catalog(data)).resolve(),
+        catalog=(catalog or default_catalog(data)).resolve(),
         workers=workers,
         address=address,
     )
@@ -192,9 +193,13 @@ app.command()(look.stats)
 app.command()(look.show)
 app.command()(look.diff)
 app.command()(look.export)
+app.command()(mend.retry)
+app.command()(overlap.duplicates)
+app.command()(overlap.decontaminate)
 app.command()(talk.generate)
 app.command()(talk.chat)
 app.command()(talk.convert)
+app.command()(train)
 
 
 @app.command()
@@ -304,9 +309,3 @@ def _dry_run(request: Any, json_output: bool) -> None:
         print_json(plan)
     else:
         plan_table(plan, stdout())
-
-
-def _default_catalog(data: str) -> Path:
-    if "://" in data:
-        raise UsageError(f"--data {data} is remote: say with --catalog where on this machine catalogs are kept")
-    return Path(data) / "catalog"

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -53,6 +54,8 @@ class Checkpoints:
 
     def __init__(self, out: Path, keep: int, world: World) -> None:
         self.folder, self._keep, self._world = out / FOLDER, keep, world
+        # Writing goes on in a thread whose exchanges may not come between those of training: it has a group of its own.
+        self._group = dist.new_group(backend="gloo")
         self._writing: tuple[Future[Any], Path, dict[str, Any]] | None = None
 
     def latest(self) -> Saved | None:
@@ -80,7 +83,7 @@ class Checkpoints:
         if self._world.first:
             partial.mkdir(parents=True, exist_ok=True)
         self._world.told(None)  # the folder is there
-        future = async_save(dict(_tensors(model, optimiser)), checkpoint_id=partial)
+        future = async_save(dict(_tensors(model, optimiser)), checkpoint_id=partial, process_group=self._group)
         self._writing = (future, partial, state)  # type: ignore[assignment]
 
     def wait(self) -> None:

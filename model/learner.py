@@ -99,10 +99,12 @@ class Learner:
     def _refuse_infinite(self, learnt: Learnt, seen: Sequence[tuple["_Input", Tensor, Tensor]]) -> None:
         if torch.tensor([learnt.loss, learnt.norm]).isfinite().all():
             return
-        rows = [row for one, losses, positions in seen for row in one.rows_at(positions[~losses.isfinite()])]
+        # What is no number stays none until the sequence ends, so only where it begins is of interest.
+        begin = [(one, positions[~losses.isfinite()][:1]) for one, losses, positions in seen]
+        rows = [row for one, position in begin for row in one.rows_at(position)]
         wrong = [name for names in self.world.gathered(self._names(rows)) for name in names]
         if wrong:
-            what, names = f"the loss is {learnt.loss} in", wrong
+            what, names = f"the loss is {learnt.loss}, which began in", wrong
         else:
             everything = [row for one, *_ in seen for row in one.sequence.rows.tolist() if row >= 0]
             gathered = self.world.gathered(self._names(everything))

@@ -57,7 +57,7 @@ def configuration(settings: TrainSettings, tokenizer: ChatTokenizer) -> LongLlav
     if init is not None and not (init / "config.json").is_file():
         raise UsageError(f"--init {init}: no config.json there; give a folder such as another run's OUT/final")
     config = folder_config(init) if init else named_config(str(settings.model))
-    if init and settings.model and _shape(named_config(settings.model)) != _shape(config):
+    if init and settings.model and shape_of(named_config(settings.model)) != shape_of(config):
         raise UsageError(f"--init {init} is a model of another shape than --model {settings.model}; leave --model out")
     if not init:
         config.image_token_id = tokenizer.image_token_id
@@ -98,7 +98,7 @@ def prepare(settings: TrainSettings, stage: Stage, tokenizer: ChatTokenizer, wor
         optimiser=optimiser,
         dtypes=dtypes,
         balance=coefficient if "llm" in stage.trainable else 0.0,
-        shape=_shape(config),
+        shape=shape_of(config),
         processor=Processor.of(config, tokenizer),
         init=init,
     )
@@ -111,16 +111,19 @@ def compute_dtype(settings: TrainSettings, device: torch.device) -> torch.dtype:
 
 
 def _random(config: LongLlavaConfig, seed: int) -> LongLlavaForConditionalGeneration:
-    """A new model, the same in every process."""
+    """A new model, the same in every process, its experts flat."""
     torch.manual_seed(seed)
-    return LongLlavaForConditionalGeneration(config)
+    model = LongLlavaForConditionalGeneration(config)
+    flatten_experts(model)
+    return model
 
 
 def _empty(config: LongLlavaConfig, folder: Folder) -> tuple[LongLlavaForConditionalGeneration, dict[str, torch.dtype]]:
-    """A model without memory that is as a folder's weights are, and what each of those is stored in."""
+    """A model without memory that is as a folder's weights are, experts flat, and what each of those is stored in."""
     experts = config.text_config.num_experts
     with torch.device("meta"):
         model = LongLlavaForConditionalGeneration(config)
+    flatten_experts(model)
     folder.check(model, experts)
     dtypes = {name: folder.dtype(file_names(name, experts)[0]) for name, _ in model.named_parameters()}
     for name, parameter in model.named_parameters():
@@ -129,10 +132,10 @@ def _empty(config: LongLlavaConfig, folder: Folder) -> tuple[LongLlavaForConditi
 
 
 def _spread(model: LongLlavaForConditionalGeneration, stage: Stage, world: World, compute: torch.dtype) -> None:
-    flatten_experts(model)
     freeze(model, stage.trainable)
     shard(model, world, compute)
 
 
-def _shape(config: LongLlavaConfig) -> Shape:
+def shape_of(config: LongLlavaConfig) -> Shape:
+    """The numbers of a configuration that costs depend on."""
     return Shape.of(json.loads(config.to_json_string(use_diff=False)))

@@ -1,5 +1,6 @@
 """The processes of a run: who they are, whatever launched them (torchrun, Slurm, Ray, or nothing at all)."""
 
+import atexit
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -69,6 +70,9 @@ def joined() -> Iterator[World]:
     """Joins the others: those of a process group that is there (Ray Train makes one), else those that `torchrun` or
     Slurm launched, else none.
 
+    Processes that were launched together stay together until they end: a second group in the same launch would find
+    the addresses of the first.
+
     Raises:
         UsageError: if the launcher says something that cannot be understood.
     """
@@ -80,11 +84,13 @@ def joined() -> Iterator[World]:
     started = not dist.is_initialized()
     if started:
         _start(place, "cpu:gloo,cuda:nccl" if cuda else "gloo")
+        if place.size > 1:
+            atexit.register(_leave)
     try:
         size = dist.get_world_size()
         yield World(dist.get_rank(), size, device, init_device_mesh(device.type, (size,)))
     finally:
-        if started:
+        if started and place.size == 1:
             dist.destroy_process_group()
 
 
@@ -127,6 +133,11 @@ def first_host(nodes: str) -> str:
     if not found:
         raise UsageError(f"Slurm's node list is {nodes!r}; set MASTER_ADDR to the host of the first task")
     return "".join(part or "" for part in found.groups())
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _start(place: Placement, backend: str) -> None:

@@ -64,7 +64,8 @@ def _frame_folder(media: Media, folder: Path, images: ImageSettings, video: Vide
     """A video that upstream ships as a folder of pictures (ShareGPTVideo): in order of names, times unknown."""
     if media.start is not None or media.end is not None:
         raise Reject("broken-video", f"{media.path} is a folder of frames, which has no clock to cut a clip by")
-    files = [file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES]
+    with _readable(media.path):
+        files = [file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES]
     if not files:
         raise Reject("broken-video", f"{media.path} is a folder without pictures")
     shown = []
@@ -101,10 +102,27 @@ class MediaStore:
             Reject: "media-missing", "media-unreadable" (damaged archive, no permission, a folder) or "too-large".
             ConnectionError, TimeoutError: the network's fault, not the file's.
         """
+        place, member = self._found(media)
+        return place.read(member, media.kind)
+
+    def state(self, media: Media) -> str:
+        """Place, size and time (or entity tag) of the file that `fetch` would read: another string if it has changed.
+
+        Raises:
+            Reject: as `fetch` does if there is none.
+        """
+        place, member = self._found(media)
+        file = place.file(member)
+        with _readable(media.path):
+            info = self._root.info(file)
+        changed = info.get("mtime") or info.get("ETag") or info.get("LastModified")
+        return f"{self._root.full(file)} {info['size']} {changed}"
+
+    def _found(self, media: Media) -> "tuple[_Place, str]":
         seen: list[_Place | str] = []
         for place, member in self._candidates(media, seen):
             if member is not None:
-                return place.read(member, media.kind)
+                return place, member
         damaged = [place for place in seen if isinstance(place, str)]
         if damaged:
             raise Reject("media-unreadable", f"{media.path} may be in a file that cannot be read: {damaged[0]}")
@@ -213,6 +231,9 @@ class _Place(Protocol):
 
     def find(self, name: str, match: Match) -> str | None: ...
 
+    def file(self, member: str) -> str:
+        """The file below the root that holds a member."""
+
     def read(self, member: str, kind: Kind) -> str | bytes: ...
 
 
@@ -227,12 +248,17 @@ class _Folder:
         path = f"{self._folder}/{name}" if self._folder else name
         return path if match == "exact" and self._root.exists(path) else None
 
+    def file(self, member: str) -> str:
+        return member
+
     def read(self, member: str, kind: Kind) -> str | bytes:
         with _readable(member):
             info = self._root.info(member)
             local_video = kind == "video" and self._root.is_local
             if info["type"] == "directory" and not local_video:
                 raise Reject("media-unreadable", f"{member} is a folder")
+            if info["type"] == "other":  # a pipe or device, which may have no end
+                raise Reject("media-unreadable", f"{member} is no file")
             limit = _LIMITS[kind] if local_video else _memory_limit(kind)
             _check_size(info["size"], limit, member)
             return self._root.full(member) if local_video else self._root.read(member)
@@ -242,6 +268,8 @@ class _Archive(Protocol):
     """An opened file that holds media."""
 
     def find(self, name: str, match: Match) -> str | None: ...
+
+    def file(self, member: str) -> str: ...
 
     def read(self, member: str, kind: Kind) -> bytes: ...
 
@@ -288,6 +316,9 @@ class _Zip:
         names = _Names(info.filename for info in self._zip.infolist() if not info.is_dir())
         self.find = names.find
 
+    def file(self, member: str) -> str:
+        return self._path
+
     def read(self, member: str, kind: Kind) -> bytes:
         where, limit = f"{self._path}/{member}", _memory_limit(kind)
         with _readable(where):
@@ -306,6 +337,9 @@ class _Tar:
         self._tar = tarfile.TarFile(fileobj=file)
         self._members = {member.name.removeprefix("./"): member for member in self._tar if member.isfile()}
         self.find = _Names(self._members).find
+
+    def file(self, member: str) -> str:
+        return self._path
 
     def read(self, member: str, kind: Kind) -> bytes:
         where, limit = f"{self._path}/{member}", _memory_limit(kind)
@@ -336,6 +370,9 @@ class _Parquet:
     def find(self, name: str, match: Match) -> str | None:
         row = re.fullmatch(r"(\d+)/\d+", name) if match == "exact" else None
         return name if row and int(row[1]) < self._starts[-1] else None
+
+    def file(self, member: str) -> str:
+        return self._path
 
     def read(self, member: str, kind: Kind) -> bytes:
         where = f"{self._path}/{member}"

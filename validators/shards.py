@@ -11,7 +11,9 @@ from validators.manifest import Manifest, Shard
 from validators.tar import Member, Tape, members
 
 _MEMBER = re.compile(r"[^./]+\.(?:json|\d{4}\.jpg)")
-_KNOWN = re.compile(r"manifest\.json|index\.parquet|rejects\.jsonl|report\.html|README\.md|(?:tokenizer|\.nv-meta)/.*")
+_KNOWN = re.compile(
+    r"manifest\.json|index\.parquet|rejects\.jsonl|overlaps\.jsonl|report\.html|README\.md|(?:tokenizer|\.nv-meta)/.*"
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from formats.errors import UsageError
+
 
 def stdout() -> Any:
     """A rich console on standard output."""
@@ -33,3 +35,14 @@ def program() -> str:
         return "longllava"
     called = Path(sys.argv[0])
     return f"{sys.executable} -m longllava" if called.name == "__main__.py" else shlex.quote(str(called))
+
+
+def default_catalog(data: str) -> Path:
+    """Where catalogs are if nobody says: beside the sources.
+
+    Raises:
+        UsageError: if those are remote.
+    """
+    if "://" in data:
+        raise UsageError(f"--data {data} is remote: say with --catalog where on this machine catalogs are kept")
+    return Path(data) / "catalog"

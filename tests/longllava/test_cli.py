@@ -10,10 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-COMMANDS = [
-    *("build", "chat", "convert", "demo", "diff", "export", "generate", "ingest", "pack", "plan-memory", "show"),
-    *("sources", "stats", "validate"),
-]
+COMMANDS = ["build", "chat", "convert", "decontaminate", "demo", "diff", "duplicates", "export", "generate", "ingest"]
+COMMANDS += ["pack", "plan-memory", "retry", "show", "sources", "stats", "train", "validate"]
 
 
 def longllava(*arguments: object) -> "subprocess.CompletedProcess[str]":
