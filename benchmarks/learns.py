@@ -1,19 +1,18 @@
 """Does it learn? A tiny model goes through text, I, II and III on builds whose answers only pictures tell.
 
-    python benchmarks/learns.py [--out DIR] [--scale F] [--json FILE]
+    python benchmarks/learns.py [--out DIR] [--scale F] [--seed N] [--json FILE]
 
-Corpora in upstream formats are drawn (`learns_sets`), built by the pipeline into four builds, and trained on by the
-trainer, each stage from the one before. After each stage the model answers held-out samples, built by the same recipes
-from other pictures, and answers them once more with all pictures blank. Stage III is done twice, with replay and
-without. An answer counts if each of its tokens is the likeliest.
+Corpora in upstream formats are drawn (`learns_sets`), built by the pipeline, and trained on by the trainer, each stage
+from the one before. After each stage the model answers held-out samples, built by the same recipes from other pictures,
+and answers them once more with all pictures blank. Stage III is done twice, with replay and without. An answer counts
+if each of its tokens is the likeliest.
 
-The vision tower starts from a few minutes of classifying marks, which stands for CLIP's pretraining, and is frozen in
-all stages, as in the paper.
+The vision tower starts from a minute of classifying marks, stripes and plain grey, one picture at a time, which stands
+for CLIP's pretraining, and is frozen in all stages, as in the paper. DIR is gone on with if it has some of this.
 """
 
 import argparse
 import json
-import os
 import time
 from collections import defaultdict
 from collections.abc import Mapping
@@ -23,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch  # noqa: TID253
-from learns_sets import ANIMALS, COLOURS, PLACES, SHAPES, mark, striped, write_corpora
+from learns_sets import ANIMALS, COLOURS, PLACES, SHAPES, SIDE, mark, striped, write_corpora
 from torch.nn import functional as F  # noqa: TID253
 
 from formats.tokens import IGNORED, ChatTokenizer
@@ -40,72 +39,83 @@ from pipelines.executor import Executor
 from pipelines.progress import Progress
 from recipes.schema import Recipe
 
-COUNTS = {"facts": 2000, "captions": 600, "looks": 1200, "details": 400, "pictures": 500, "clips": 500}
-EXAM = {"facts": 100, "captions": 1, "looks": 100, "details": 51, "pictures": 50, "clips": 50}
+COUNTS = {"facts": 2000, "captions": 600, "looks": 1440, "details": 400, "pictures": 500, "clips": 500}
+EXAM = {"facts": 160, "captions": 1, "looks": 192, "details": 80, "pictures": 80, "clips": 80}
 EXAMINED = ("text", "single_image", "details", "multi_image")
-LENGTH = 1024
-RATES = {"text": 3e-3, "align": 3e-3, "single_image": 3e-3, "multi_image": 3e-3}
-EPOCHS = {"text": 2, "align": 1, "single_image": 2, "multi_image": 1}
 CHANCE = {"fact": 0.25, "colour": 0.25, "shape": 0.25, "picture": 0.5, "second": 0.5, "tile": 0.5}
 QUESTIONS = tuple(CHANCE)
+LOOKS = 400
+"""Steps in which the tower learns to tell pictures apart, once."""
+MARK, STRIPES, PLAIN = range(3)
 
 
 def recipes(tokenizer: Path, count: Mapping[str, int]) -> list[Recipe]:
-    """The paper's four stages in small; stage II has two builds, so that sub-images can be drawn from one of them."""
-    details, llm = count["details"] - 1, ["projector", "llm"]
-    components: dict[str, tuple[dict[str, Any], list[str]]] = {
-        "text": ({"facts": {"source": "evol_instruct", "count": "all"}}, llm),
-        "align": ({"captions": {"source": "sharegpt4v", "count": "all"}}, ["projector"]),
-        "single_image": ({"looks": {"source": "llava15", "count": "all"}}, llm),
-        "details": ({"details": {"source": "mantis", "count": "all", "filters": {"modality": ["image"]}}}, llm),
-        "multi_image": (
-            {
-                "picture": {"source": "mantis", "count": "all", "filters": {"modality": ["multi_image"]}},
-                "second": {"source": "videochat2", "count": "all"},
-                "tile": {"subimage": "details", "count": details, "max_tiles": 2},
+    """The paper's four stages in small.
+
+    Stage II has two builds, so that sub-images can be drawn from one of them, and so has stage III, so that its replay
+    can be left out.
+    """
+    replayed = {"single_image": count["looks"] // 3, "text": count["facts"] // 6}
+    mixes: dict[str, dict[str, dict[str, Any]]] = {
+        "text": {"facts": {"source": "evol_instruct"}},
+        "align": {"captions": {"source": "sharegpt4v"}},
+        "single_image": {"looks": {"source": "llava15"}},
+        "details": {"details": {"source": "mantis", "filters": {"modality": ["image"]}}},
+        "multi_image": {
+            "picture": {"source": "mantis", "filters": {"modality": ["multi_image"]}},
+            "second": {"source": "videochat2"},
+            "tile": {"subimage": "details", "max_tiles": 2},
+        },
+        "replay": {
+            "pictures": {
+                "replay": "single_image",
+                "count": replayed["single_image"],
+                "filters": {"modality": ["image"]},
             },
-            llm,
-        ),
-        "replay": (
-            {
-                "single_image_replay": {"replay": "single_image", "count": count["looks"] // 3},
-                "text_replay": {"replay": "text", "count": count["facts"] // 3},
-            },
-            llm,
-        ),
+            "texts": {"replay": "text", "count": replayed["text"]},
+        },
     }
     return [
         Recipe.model_validate(
             {
                 "name": name,
                 "tokenizer": str(tokenizer),
-                "sequence_length": LENGTH,
+                "sequence_length": 1024,
                 "samples_per_shard": 200,
-                "components": mix,
-                "training": {"trainable": trainable, "isolate": True, "global_batch": 1, "warmup_ratio": 0.05},
+                "components": {key: {"count": "all"} | component for key, component in mix.items()},
+                "training": {
+                    "trainable": ["projector"] if name == "align" else ["projector", "llm"],
+                    "learning_rate": 3e-3,
+                    "warmup_ratio": 0.05,
+                    "epochs": 2 if name == "text" else 1,
+                    "isolate": True,
+                    "global_batch": 1,
+                },
             }
         )
-        for name, (mix, trainable) in components.items()
+        for name, mix in mixes.items()
     ]
 
 
 def built(folder: Path, seed: int, count: dict[str, int], tokenizer: Path, only: tuple[str, ...] = ()) -> None:
     """Draws corpora and builds recipes from them; makes the tokenizer if there is none."""
-    if not (folder / "drawn").exists():
+    drawn, wanted = folder / "drawn.json", json.dumps(count)
+    if drawn.exists() and drawn.read_text() != wanted:
+        raise SystemExit(f"{folder} was drawn with another --scale; give another --out, or remove it")
+    if not drawn.exists():
         texts = write_corpora(folder / "data", seed, count)
         if not (tokenizer / "tokenizer.json").exists():
-            train_tokenizer(
-                [*texts, *[w for w in (*COLOURS, *SHAPES, *PLACES, *ANIMALS) for _ in range(99)]], tokenizer
-            )
-        (folder / "drawn").touch()
+            answers = [*COLOURS, *SHAPES, *PLACES, *ANIMALS]
+            train_tokenizer(texts + answers * 99, tokenizer)  # a token each
+        drawn.write_text(wanted)
     for recipe in recipes(tokenizer, count):
         if only and recipe.name not in only:
             continue
         build(Request(recipe, folder, str(folder / "data"), folder / recipe.name, folder / "catalog"), Progress())
 
 
-def start(folder: Path, tokenizer: Path, steps: int) -> None:
-    """A random model whose tower has learnt to tell marks apart, and stripes from none; saved to `folder`."""
+def start(folder: Path, tokenizer: Path, steps: int, seed: int) -> None:
+    """A random model whose tower has looked at pictures, saved to `folder`."""
     if (folder / "config.json").exists():
         return
     chat = ChatTokenizer.load(str(tokenizer))
@@ -115,33 +125,37 @@ def start(folder: Path, tokenizer: Path, steps: int) -> None:
         "vocab_size": chat.vocabulary_size, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
         "num_experts": 1, "attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 8,
     }  # fmt: skip
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = LongLlavaForConditionalGeneration(LongLlavaConfig(**fields))
-    _look_at_marks(model, steps)
+    _look_at_pictures(model, steps)
     model.save_pretrained(folder)
     chat.copy_to(folder)
 
 
-def _look_at_marks(model: LongLlavaForConditionalGeneration, steps: int, batch: int = 12) -> None:
+def _look_at_pictures(model: LongLlavaForConditionalGeneration, steps: int, batch: int = 12) -> None:
+    """Teaches the tower a mark's colour and shape, and stripes from plain grey."""
     rng, tower = Random(7), model.model.vision_tower
-    head = torch.nn.Linear(model.config.vision_config.hidden_size, 9)
+    head = torch.nn.Linear(model.config.vision_config.hidden_size, len(COLOURS) + len(SHAPES) + 3)
     parameters = [*tower.parameters(), *head.parameters()]
-    optimiser = torch.optim.AdamW(parameters, lr=2e-3)
+    optimiser = torch.optim.AdamW(parameters)
     for step in range(steps):
-        truth = torch.tensor([[rng.randrange(4), rng.randrange(4), rng.random() < 0.3] for _ in range(batch)])
-        shown = [
-            np.asarray(striped(rng, 0).crop((0, 0, 336, 336)) if flat else mark(rng, COLOURS[colour], SHAPES[shape]))
-            for colour, shape, flat in truth.tolist()
-        ]
-        said = head(encode(tower, torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2)).mean(1))
-        marks = truth[:, 2] == 0
-        loss = F.cross_entropy(said[marks, :4], truth[marks, 0]) + F.cross_entropy(said[marks, 4:8], truth[marks, 1])
-        loss = loss + F.binary_cross_entropy_with_logits(said[:, 8], truth[:, 2].float())
-        optimiser.param_groups[0]["lr"] = 2e-3 * min(1, (step + 1) / 30) * (1 - step / steps)
+        kinds = [MARK, *rng.choices((MARK, STRIPES, PLAIN), (4, 1, 1), k=batch - 1)]
+        truth = torch.tensor([[rng.randrange(len(COLOURS)), rng.randrange(len(SHAPES)), kind] for kind in kinds])
+        shown = torch.from_numpy(np.stack([_picture(rng, *row) for row in truth.tolist()]))
+        said = head(encode(tower, shown.permute(0, 3, 1, 2)).mean(1)).split([len(COLOURS), len(SHAPES), 3], dim=1)
+        marks = truth[:, 2] == MARK
+        parts = [F.cross_entropy(said[i][marks], truth[marks, i]) for i in (0, 1)]
+        loss = sum(parts, F.cross_entropy(said[2], truth[:, 2]))
+        optimiser.param_groups[0]["lr"] = 6e-3 * min(1, (step + 1) / 30) * (1 - step / steps)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
+
+
+def _picture(rng: Random, colour: int, shape: int, kind: int) -> np.ndarray:
+    image = mark(rng, COLOURS[colour], SHAPES[shape]) if kind == MARK else striped(rng, 0 if kind == STRIPES else 1)
+    return np.asarray(image.crop((0, 0, SIDE, SIDE)))
 
 
 @torch.inference_mode()
@@ -154,8 +168,9 @@ def exam(model_folder: Path, builds: list[Path]) -> dict[str, dict[str, float]]:
         pixels = sequence.images.permute(0, 3, 1, 2) if len(sequence.images) else None
         packing = Packing.of(sequence.cu_seqlens.tolist())
         for view, answers in right.items():
-            blank = pixels is not None and view == "blind"
-            shown = torch.zeros(pixels.shape) if blank else pixels  # zeros after normalising: CLIP's mean colour
+            shown = pixels
+            if pixels is not None and view == "blind":
+                shown = torch.zeros(pixels.shape)  # no bytes, so taken as normalised: CLIP's mean colour
             likeliest = model(sequence.input_ids[None], shown, packing=packing).logits[0].argmax(-1)
             for i, (begin, end) in enumerate(zip(sequence.cu_seqlens[:-1], sequence.cu_seqlens[1:], strict=True)):
                 labels = sequence.labels[begin + 1 : end]
@@ -168,39 +183,37 @@ def exam(model_folder: Path, builds: list[Path]) -> dict[str, dict[str, float]]:
 
 
 def _question(component: str, answer: str) -> str:
-    if component == "facts":
-        return "fact" if answer in ANIMALS else "reading"
-    if component == "looks":
-        return "colour" if answer in COLOURS else "shape"
-    return component
+    if component in QUESTIONS:
+        return component
+    if answer in ANIMALS:
+        return "fact"
+    kind = "colour" if answer in COLOURS else "shape"
+    return kind if component == "looks" else "reading"
 
 
-def stage(out: Path, name: str, builds: list[Path], init: Path, **options: Any) -> Path:
-    """Trains a stage by its recipe, with this experiment's rate, and returns the model."""
-    chosen = {"learning_rate": RATES[name], "epochs": EPOCHS[name], "beta2": 0.95, "save_every": 10**6} | options
-    return train(TrainSettings(tuple(map(str, builds)), out, init=init, tensorboard=False, seed=1, **chosen))
-
-
-def run(out: Path, scale: float) -> list[dict[str, Any]]:
+def run(out: Path, scale: float, seed: int) -> list[dict[str, Any]]:
     """All stages; a row of accuracies for each."""
     count = {kind: max(12, round(n * scale)) for kind, n in COUNTS.items()}
     learn, held_out, tokenizer = out / "learn", out / "exam", out / "tokenizer"
     with Executor(workers=2):
         built(learn, 1, count, tokenizer)
         built(held_out, 2, EXAM, tokenizer, EXAMINED)
-    start(out / "start", tokenizer, round(300 * scale))
+    before = time.process_time()
+    start(out / "start", tokenizer, round(LOOKS * scale), seed)
     questions = [held_out / name for name in ("text", "single_image", "multi_image")]
     stages = {
-        "text": ("text", ["text"], "start"),
-        "I": ("align", ["align"], "text/final"),
-        "II": ("single_image", ["single_image", "details"], "I/final"),
-        "III": ("multi_image", ["multi_image", "replay"], "II/final"),
-        "III without replay": ("multi_image", ["multi_image"], "II/final"),
+        "text": (["text"], "start"),
+        "I": (["align"], "text/final"),
+        "II": (["single_image", "details"], "I/final"),
+        "III": (["multi_image", "replay"], "II/final"),
+        "III without replay": (["multi_image"], "II/final"),
     }
-    rows = [{"stage": "none", "cpu_s": 0, **exam(out / "start", questions)}]
-    for name, (recipe, builds, init) in stages.items():
+    looked = round(time.process_time() - before)
+    rows = [{"stage": "none", "cpu_s": looked, **exam(out / "start", questions)}]
+    for name, (builds, init) in stages.items():
         before = time.process_time()
-        final = stage(out / name, recipe, [learn / b for b in builds], out / init)
+        paths = tuple(str(learn / build) for build in builds)
+        final = train(TrainSettings(paths, out / name, init=out / init, beta2=0.95, seed=seed, tensorboard=False))
         rows.append({"stage": name, "cpu_s": round(time.process_time() - before), **exam(final, questions)})
         print(table(rows[-1:]) if len(rows) > 2 else table(rows), flush=True)
     return rows
@@ -217,18 +230,19 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Runs it and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("learns"))
     parser.add_argument("--scale", type=float, default=1.0, help="of all counts")
+    parser.add_argument("--seed", type=int, default=0, help="of the first weights and of the order of samples")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    rows = run(options.out, options.scale)
+    rows = run(options.out, options.scale, options.seed)
     print(f"\nseeing (blind)\n| stage | {' | '.join(QUESTIONS)} | CPU |")
     print(table(rows))
     if options.json:
-        options.json.write_text(json.dumps({"scale": options.scale, "chance": CHANCE, "rows": rows}, indent=2) + "\n")
+        facts = {"scale": options.scale, "seed": options.seed, "samples": EXAM, "chance": CHANCE}
+        options.json.write_text(json.dumps({**facts, "rows": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

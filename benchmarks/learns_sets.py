@@ -20,7 +20,7 @@ from pipelines.demo.mantis_set import SCHEMA
 from pipelines.demo.records import Record, chat_turns, llava_turns
 
 COLOURS = ("red", "green", "blue", "yellow")
-SHAPES = ("square", "ring", "bars", "triangle")
+SHAPES = ("square", "ring", "bars", "dot")
 PLACES = ("one", "two")
 ANIMALS = ("cat", "dog", "cow", "hen")
 SIDE = 336
@@ -59,7 +59,7 @@ def mark(rng: Random, colour: str, shape: str) -> Image.Image:
         for top in (y - r, y - r / 4, y + r / 2):
             pen.rectangle((x - r, top, x + r, top + r / 3), fill=paint)
     else:
-        pen.polygon([(x, y - r), (x + r, y + r), (x - r, y + r)], fill=paint)
+        pen.ellipse((x - r / 3, y - r / 3, x + r / 3, y + r / 3), fill=paint)
     return image
 
 
@@ -76,7 +76,7 @@ def striped(rng: Random, tile: int) -> Image.Image:
 
 
 def _facts(root: Path, rng: Random, count: int) -> list[str]:
-    """Evol-Instruct: facts, and sentences to read, which teach the words that pictures are spoken of with."""
+    """Evol-Instruct: facts, and descriptions to read, which teach the words that pictures are spoken of with."""
     rounds = [_fact(rng) if i % 2 else _reading(rng) for i in range(count)]
     records = [{"idx": str(i), "conversations": llava_turns([qa])} for i, qa in enumerate(rounds)]
     put_json(root / "allava_text/Evol-Instruct-GPT4-Turbo-143K.json", records)
@@ -89,11 +89,13 @@ def _fact(rng: Random) -> QA:
 
 
 def _reading(rng: Random) -> QA:
+    """A description up to 64 times over, about as long as a picture: the model must bear that before it sees any."""
     colour, shape = rng.choice(COLOURS), rng.choice(SHAPES)
     question, answer = rng.choice(
         (("What", f"{colour} {shape}"), ("Which colour", colour), ("Which shape", shape)),
     )
-    return f"{colour} {shape}\n{question} is it?", answer
+    seen = " ".join([f"{colour} {shape}"] * rng.choice((1, 1, 4, 16, 64)))
+    return f"{seen}\n{question} is it?", answer
 
 
 def _captions(root: Path, rng: Random, count: int) -> list[str]:
@@ -111,10 +113,14 @@ def _captions(root: Path, rng: Random, count: int) -> list[str]:
 
 
 def _looks(root: Path, rng: Random, count: int) -> list[str]:
-    """LLaVA-1.5: a mark's colour or shape."""
+    """LLaVA-1.5: a mark's colour or shape; a sixth are rows without a picture, which the real mix has too."""
     records: list[Record] = []
     rounds: list[QA] = []
     for i in range(count):
+        if i % 6 == 5:
+            rounds.append(_fact(rng))
+            records.append({"id": f"{i:012d}", "model": "", "conversations": llava_turns(rounds[-1:])})
+            continue
         colour, shape = rng.choice(COLOURS), rng.choice(SHAPES)
         path = f"coco/train2017/{i:012d}.jpg"
         put(root / path, encode(mark(rng, colour, shape)))
