@@ -142,11 +142,13 @@ def _look_at_pictures(model: LongLlavaForConditionalGeneration, steps: int, batc
         kinds = [MARK, *rng.choices((MARK, STRIPES, PLAIN), (4, 1, 1), k=batch - 1)]
         truth = torch.tensor([[rng.randrange(len(COLOURS)), rng.randrange(len(SHAPES)), kind] for kind in kinds])
         shown = torch.from_numpy(np.stack([_picture(rng, *row) for row in truth.tolist()]))
-        said = head(encode(tower, shown.permute(0, 3, 1, 2)).mean(1)).split([len(COLOURS), len(SHAPES), 3], dim=1)
+        patches = encode(tower, shown.permute(0, 3, 1, 2))
+        seen = F.layer_norm(patches, patches.shape[-1:]).mean(1)  # no patch outweighs others, as in the language model
+        said = head(seen).split([len(COLOURS), len(SHAPES), 3], dim=1)
         marks = truth[:, 2] == MARK
         parts = [F.cross_entropy(said[i][marks], truth[marks, i]) for i in (0, 1)]
         loss = sum(parts, F.cross_entropy(said[2], truth[:, 2]))
-        optimiser.param_groups[0]["lr"] = 6e-3 * min(1, (step + 1) / 30) * (1 - step / steps)
+        optimiser.param_groups[0]["lr"] = 2e-3 * min(1, (step + 1) / 30) * (1 - step / steps)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
