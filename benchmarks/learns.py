@@ -42,7 +42,8 @@ from recipes.schema import Recipe
 COUNTS = {"facts": 2000, "captions": 600, "looks": 1440, "details": 400, "pictures": 500, "clips": 500}
 EXAM = {"facts": 160, "captions": 1, "looks": 192, "details": 80, "pictures": 80, "clips": 80}
 EXAMINED = ("text", "single_image", "details", "multi_image")
-CHANCE = {"fact": 0.25, "colour": 0.25, "shape": 0.25, "picture": 0.5, "second": 0.5, "tile": 0.5}
+CHANCE = {"fact": 0.25, "colour": 0.25, "shape": 0.25, "details": 0.5, "picture": 0.5, "second": 0.5, "tile": 0.5}
+"""Of guessing among the right kind of answer; `details` asks about pictures as a whole what `tile` asks about tiles."""
 QUESTIONS = tuple(CHANCE)
 LOOKS = 400
 """Steps in which the tower learns to tell pictures apart, once."""
@@ -202,7 +203,7 @@ def run(out: Path, scale: float, seed: int) -> list[dict[str, Any]]:
         built(held_out, 2, EXAM, tokenizer, EXAMINED)
     before = time.process_time()
     start(out / "start", tokenizer, round(LOOKS * scale), seed)
-    questions = [held_out / name for name in ("text", "single_image", "multi_image")]
+    questions = [held_out / name for name in EXAMINED]
     stages = {
         "text": (["text"], "start"),
         "I": (["align"], "text/final"),
