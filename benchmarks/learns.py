@@ -86,7 +86,7 @@ def recipes(tokenizer: Path, count: Mapping[str, int]) -> list[Recipe]:
                 "components": {key: {"count": "all"} | component for key, component in mix.items()},
                 "training": {
                     "trainable": ["projector"] if name == "align" else ["projector", "llm"],
-                    "learning_rate": 3e-3,
+                    "learning_rate": 1e-3 if name in ("multi_image", "replay") else 3e-3,
                     "warmup_ratio": 0.05,
                     "epochs": 2 if name == "text" else 1,
                     "isolate": True,
