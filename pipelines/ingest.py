@@ -133,6 +133,7 @@ def ingested(
                 _note_other_version(catalog / place.source, progress)
             _read(list(chain.from_iterable(tasks.values())), executor, progress)
             catalogs = [_finish(place, catalog / place.source, mine) for place, mine in tasks.items()]
+            _refuse_changed(tasks, catalog)
             for done in catalogs:
                 if lock := alone[done.location.source]:
                     _remove_stale(done)
@@ -182,6 +183,17 @@ def _tasks(location: Location, folder: Path) -> list[PartTask]:
     return [PartTask(location, file, str(folder), _part_name(source, root, file)) for file in files]
 
 
+def _refuse_changed(tasks: Mapping[Location, list[PartTask]], catalog: Path) -> None:
+    """Stops if annotations are others than before they were read: what was read may be half of each."""
+    for place, before in tasks.items():
+        changed = {task.file for task in {*before} ^ {*_tasks(place, catalog / place.source)}}
+        if changed:
+            raise SourceError(
+                f"{place.annotations}: {', '.join(sorted(changed))} changed while it was read; run the command again"
+                " when it is whole"
+            )
+
+
 def _part_name(source: Source, root: Root, file: str) -> str:
     """A name that stands for a file as it is now: its place, size and time (or entity tag), and the adapter."""
     info = root.info(file)
@@ -227,7 +239,7 @@ def ingest_file(task: PartTask) -> Part:
     """Reads one annotation file into one part of a catalog; its JSON summary, written last, says that it is whole.
 
     Raises:
-        SourceError: if the file is not what its name says, or changed meanwhile.
+        SourceError: if the file is not what its name says.
     """
     source, root = source_named(task.location.source), Root(task.location.annotations)
     table, ledger = _stored(task)
@@ -248,8 +260,6 @@ def ingest_file(task: PartTask) -> Part:
             for sample in outcome:
                 writer.add(sample)
     sha256, size = root.sha256(task.file), root.info(task.file)["size"]
-    if _part_name(source, root, task.file) != task.name:
-        raise SourceError(f"{root.full(task.file)} changed while it was read; run the command again when it is whole")
     read = Part(task.name, task.file, sha256, size, records, usable, rejected)
     part = replace(read, version=CATALOG_VERSION, marked=writer.marked, stored=_sizes(task))
     write_atomically(Path(task.folder) / f"{task.name}.json", json.dumps(asdict(part), indent=2).encode())
@@ -291,7 +301,7 @@ def _finish(location: Location, folder: Path, tasks: Sequence[PartTask]) -> Cata
     """The catalog of a source, with the ledgers of its parts joined."""
     parts = tuple(part for task in tasks if (part := _part(task)) is not None)
     if len(parts) != len(tasks):
-        raise BuildError(f"{location.annotations} changed while it was read; run the command again")
+        raise BuildError(f"{folder} changed while it was used; run the command again")
     ledger = folder / "rejects.jsonl"
     rejects = b"".join((folder / f"{part.name}.rejects.jsonl").read_bytes() for part in parts)
     if not ledger.exists() or ledger.read_bytes() != rejects:

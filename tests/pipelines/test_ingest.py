@@ -13,7 +13,7 @@ from formats.catalog import CATALOG_SCHEMA, from_row, to_row
 from formats.errors import SourceError
 from formats.sample import Media, Sample, Turn
 from pipelines.executor import Executor
-from pipelines.ingest import Catalog, Location, _tasks, ingest_file, ingested
+from pipelines.ingest import Catalog, Location, ingested
 from pipelines.progress import Progress
 
 FILE = "llava_v1_5_mix665k.json"
@@ -105,15 +105,25 @@ def test_a_part_that_lost_its_end_is_read_again(tmp_path: Path, executor: Execut
     assert stored.read_bytes() == whole
 
 
-def test_a_file_that_changes_while_it_is_read_is_not_taken(tmp_path: Path) -> None:
+class Meddler(Progress):
+    """Writes another file after it was looked at and before it is read."""
+
+    def __init__(self, data: Path) -> None:
+        self._data = data
+
+    def stage(self, name: str, total: int | None, unit: str) -> None:
+        write(self._data, [GOOD, GOOD])
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_taken(tmp_path: Path, executor: Executor) -> None:
     write(tmp_path, [GOOD])
-    place = Location.below(str(tmp_path), "llava15")
-    (task,) = _tasks(place, tmp_path / "catalog")
-    write(tmp_path, [GOOD, GOOD])  # after it was looked at, before it is read
-    (tmp_path / "catalog").mkdir()
-    with pytest.raises(SourceError, match="changed while it was read"):
-        ingest_file(task)
-    assert not list((tmp_path / "catalog").glob("*.json"))
+    location = Location.below(str(tmp_path), "llava15")
+    with (
+        pytest.raises(SourceError, match=f"{FILE} changed while it was read"),
+        ingested([location], tmp_path / "catalog", executor, Meddler(tmp_path)),
+    ):
+        pass
+    assert run(tmp_path, executor).summary()["records"] == 2
 
 
 def test_a_touched_file_has_the_same_fingerprint(tmp_path: Path, executor: Executor) -> None:
