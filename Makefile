@@ -12,7 +12,7 @@ demo: $(VENV)/.installed  ## Install and run the demo: nine miniature corpora to
 	$(VENV)/bin/longllava demo --out demo
 
 test: $(VENV)/.installed-dev  ## Install with the training extra and run the whole test suite.
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/.installed-dev  ## Check style, types and the direction of imports.
 	$(VENV)/bin/ruff check .

@@ -1,5 +1,6 @@
 """One set of samples as a finished build, and the same samples in other loaders' formats."""
 
+import hashlib
 import io
 import json
 import shutil
@@ -36,7 +37,31 @@ def build(folder: Path, samples: int, words: int) -> Path:
         with ShardWriter(folder / SHARDS / shard_name(first // _SHARD)) as shard:
             rows += [_add(shard, i, words, pictures, tokenizer, random) for i in range(first, first + _SHARD)]
             shard.finish()
-    pq.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA), folder / INDEX)
+    _finish(folder, tokenizer, pa.Table.from_pylist(rows, schema=INDEX_SCHEMA))
+    return folder
+
+
+def index_only(folder: Path, tokens: np.ndarray, images: np.ndarray, kind: np.ndarray) -> Path:
+    """A build without shards, for what needs its index alone."""
+    folder.mkdir(parents=True)
+    train_tokenizer([" ".join(_WORDS)] * 3, folder / TOKENIZER)
+    n = len(tokens)
+    names = [f"{i:09d}" for i in range(n)]
+    kinds = np.array(["text", "image", "multi_image", "video"])[kind]
+    numbers = {field.name: np.zeros(n, np.int64) for field in INDEX_SCHEMA if pa.types.is_integer(field.type)}
+    columns = {
+        **numbers,
+        **{"key": names, "id": names, "sha256": [hashlib.sha256(name.encode()).hexdigest() for name in names]},
+        **{"shard": [shard_name(i // 1000) for i in range(n)], "modality": kinds, "n_tokens": tokens},
+        **{"source": kinds, "component": kinds, "n_images": images},
+    }
+    tokenizer = ChatTokenizer.load(str(folder / TOKENIZER))
+    _finish(folder, tokenizer, pa.table({name: columns[name] for name in INDEX_SCHEMA.names}).cast(INDEX_SCHEMA))
+    return folder
+
+
+def _finish(folder: Path, tokenizer: ChatTokenizer, index: pa.Table) -> None:
+    pq.write_table(index, folder / INDEX, compression="zstd")
     about = {"name": "benchmark", "sha256": tokenizer.fingerprint, "image_token": IMAGE_TOKEN}
     write_manifest(
         folder,
@@ -45,10 +70,9 @@ def build(folder: Path, samples: int, words: int) -> Path:
             "protocol": VERSION,
             "recipe": {"name": "benchmark", "sequence_length": 40_960},
             "tokenizer": {**about, "tokens_per_image": TOKENS_PER_IMAGE},
-            "index": {"file": INDEX, "sha256": file_sha256(folder / INDEX), "rows": len(rows)},
+            "index": {"file": INDEX, "sha256": file_sha256(folder / INDEX), "rows": index.num_rows},
         },
     )
-    return folder
 
 
 def _picture(random: np.random.Generator) -> bytes:
@@ -93,21 +117,21 @@ def _samples(source: Path) -> list[tuple[dict[str, Any], list[bytes]]]:
 def mds(source: Path, to: Path) -> Path:
     """The samples as MosaicML's MDS shards."""
     from streaming import MDSWriter
-    from streaming.base.format.mds.encodings import JPEGArray  # noqa: F401  (a clear error where it is too old)
 
     with MDSWriter(out=str(to), columns={"json": "json", "images": "jpeg_array"}) as writer:
         for record, files in _samples(source):
-            writer.write({"json": record, "images": [Image.open(io.BytesIO(file)) for file in files]})
+            writer.write({"json": record, "images": files})
     return to
 
 
 def litdata(source: Path, to: Path) -> Path:
     """The samples as LitData chunks; pictures as one leaf, so that none is lost."""
     from litdata.streaming.cache import Cache
+    from litdata.types import JpegArray
 
     cache = Cache(str(to), chunk_bytes="64MB")
     for i, (record, files) in enumerate(_samples(source)):
-        cache[i] = {"json": json.dumps(record), "images": [Image.open(io.BytesIO(file)) for file in files]}
+        cache[i] = {"json": json.dumps(record), "images": JpegArray(files)}
     cache.done()
     cache.merge()
     return to

@@ -1,11 +1,17 @@
 """The catalog: one Parquet row for each upstream record that can be used, with what filters need beside it."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
 
 from formats.sample import Media, Sample, Turn
+from formats.shard import TEXT_SCORES
+from formats.textscore import VERSION, text_scores
+
+CATALOG_VERSION = f"2/{VERSION}"
+"""Raise the number when columns change; catalogs of other versions are read anew."""
 
 CATALOG_SCHEMA = pa.schema(
     [
@@ -20,6 +26,7 @@ CATALOG_SCHEMA = pa.schema(
         ("n_turns", pa.int32()),
         ("n_media", pa.int32()),
         ("n_chars", pa.int64()),
+        *TEXT_SCORES,
         (
             "turns",
             pa.list_(pa.struct([("role", pa.string()), ("text", pa.string()), ("slots", pa.list_(pa.int32()))])),
@@ -56,6 +63,7 @@ def to_row(sample: Sample) -> dict[str, Any]:
         "n_turns": len(sample.turns),
         "n_media": len(sample.media),
         "n_chars": sum(len(turn.text) for turn in sample.turns),
+        **asdict(text_scores(sample.turns)),
         "turns": [{"role": t.role, "text": t.text, "slots": list(t.slots)} for t in sample.turns],
         "media": [
             {"kind": m.kind, "path": m.path, "roots": list(m.roots), "start": m.start, "end": m.end}

@@ -6,6 +6,7 @@
     │   ├── SourceError      an upstream file is absent or is not what its name says
     │   └── BuildError       a build directory cannot be made, resumed or read
     │       └── DamageError      a sample of a finished build is not what its index says
+    ├── TrainingError    a training run cannot go on; the message says why and what to try
     ├── ProtocolError    text that is not, or cannot become, well-formed protocol text
     └── Reject           one record cannot be used: costs that record, never the job
 
@@ -32,6 +33,13 @@ Reason = Literal[
     "decoder-crash",  # the decoder's process died
     # Found while rendering.
     "too-long",  # does not fit the sequence length even after cutting
+    # A recipe's filters of pictures, which are known only once the media are read.
+    "min-side",  # a side of a picture or clip is too short
+    "max-side",  # a side of a picture or clip is too long
+    "max-aspect",  # a picture or clip is too long for its width
+    "min-contrast",  # a picture, or every frame of a clip, is blank
+    "min-bytes",  # the file of a picture is too small
+    "max-bytes",  # the file of a picture is too large
 ]
 
 REASONS: tuple[str, ...] = get_args(Reason)
@@ -61,6 +69,10 @@ class DamageError(BuildError):
     """A sample of a finished build is not what its index says."""
 
 
+class TrainingError(LongLlavaError):
+    """A training run cannot go on."""
+
+
 class ProtocolError(LongLlavaError):
     """Text that is not, or cannot become, well-formed protocol text."""
 
@@ -74,6 +86,7 @@ class Reject(LongLlavaError):
     """
 
     def __init__(self, reason: Reason, detail: str) -> None:
+        detail = detail.encode("utf-8", "backslashreplace").decode()  # names of files may be no UTF-8; ledgers are
         super().__init__(reason, detail)  # both, so that it survives pickling
         self.reason = reason
         self.detail = detail

@@ -1,6 +1,7 @@
 """Pictures: from the bytes of a file to the 336×336 JPEGs that a shard stores.
 
-Pure functions over Pillow. Two kinds of failure leave this file, both as `Reject`: bytes that are no picture
+Pure functions. Pillow says what is right; `formats.jpeg` decodes ordinary JPEGs and `formats.resample` resizes, to the
+same bytes in less time. Two kinds of failure leave this file, both as `Reject`: bytes that are no picture
 ("unknown-format") and bytes that Pillow refuses ("broken-image") or that would take too much memory ("too-large").
 """
 
@@ -12,10 +13,13 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from formats import jpeg, resample
 from formats.errors import Reject
 from formats.protocol import ImageRole
+from formats.resample import Pixels
 
 SIDE = 336
 """Width and height of every stored image: CLIP ViT-L/14-336's input."""
@@ -25,17 +29,26 @@ MEAN_COLOUR = (122, 116, 104)
 
 Subsampling = Literal["4:4:4", "4:2:2", "4:2:0"]
 
+_FAST_SIDE = 560
+"""Pixels that "fast" leaves of the longer side, 5/3 of the result's: what docs/benchmarks.md weighs."""
+
 
 @dataclass(frozen=True, slots=True)
 class ImageSettings:
     """How pictures are read and stored.
 
     Attributes:
+        mode: "exact" has the pixels that LLaVA and CLIP would make; "fast" decodes JPEGs at a half, a quarter or an
+            eighth of their size if that leaves the longer side 560 pixels or more.
+        passthrough: store a 336×336 JPEG as it is, if it is at least as good as a stored one would be and bare
+            (`formats.jpeg.may_stay`).
         quality, subsampling: of the stored JPEGs.
         max_pixels: larger pictures are rejected before they are decoded. Pillow's own limit, about 179 million, holds
             as well.
     """
 
+    mode: Literal["exact", "fast"] = "exact"
+    passthrough: bool = False
     quality: int = 95
     subsampling: Subsampling = "4:2:0"
     max_pixels: int = 64_000_000
@@ -52,6 +65,8 @@ class EncodedImage:
         source_size: (width, height) of what it was made from, upright and before any scaling.
         tile: (row, column) of a tile.
         time: seconds from the first frame of a video, of a frame.
+        contrast: levels between the darkest and the brightest place of what it shows, padding aside, in the colour
+            where that is most: 0 for one plain colour, 255 at most. None for tiles.
     """
 
     jpeg: bytes
@@ -61,6 +76,7 @@ class EncodedImage:
     source_size: tuple[int, int]
     tile: tuple[int, int] | None = None
     time: float | None = None
+    contrast: int | None = None
 
 
 # What the bytes are -------------------------------------------------------------------------------------------------
@@ -129,20 +145,42 @@ _TIFF_BITS_PER_SAMPLE = 258
 
 
 def decode(data: bytes, settings: ImageSettings) -> Image.Image:
-    """The picture in a file: upright, RGB, transparency on white; the first frame of an animation.
+    """The picture in a file: upright, RGB, transparency on white; the first frame of an animation; in full size.
 
     Raises:
         Reject: "unknown-format", "broken-image" (also for a file that ends early) or "too-large".
     """
+    with _opened(data, settings) as file:
+        return _load(file)
+
+
+@contextmanager
+def _opened(data: bytes, settings: ImageSettings) -> Iterator[Image.Image]:
+    """The file, with its header read; raises as `decode` does, also for what is done with it."""
     kind = sniff(data[:512])
     if kind not in IMAGE_TYPES:
         raise Reject("unknown-format", f"not an image that is read here: {kind or repr(data[:16])}")
     with _pillow_errors():
         file = Image.open(io.BytesIO(data), formats=[_PILLOW[kind]])
         check_pixels(file.size, settings)
-        file.load()
-        image, orientation = _to_rgb(file), _orientation(file)
-        return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+        yield file
+
+
+def _load(file: Image.Image) -> Image.Image:
+    file.load()
+    image, orientation = _to_rgb(file), _orientation(file)
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
+def _pixels(data: bytes, file: Image.Image, settings: ImageSettings) -> tuple[Pixels, tuple[int, int]]:
+    """An opened file's picture, as `decode` gives it, and its (width, height); "fast" may leave fewer pixels."""
+    if file.format in jpeg.FORMATS and _orientation(file) == 1:
+        scale = jpeg.shrink(max(file.size), _FAST_SIDE) if settings.mode == "fast" else 1
+        pixels = jpeg.read(data, file, scale)
+        if pixels is not None:
+            return pixels, file.size
+    image = _load(file)
+    return _as_array(image), image.size
 
 
 def check_pixels(size: tuple[int, int], settings: ImageSettings) -> None:
@@ -213,16 +251,36 @@ _STRIP_PIXELS = 1 << 22
 def fit(image: Image.Image) -> Image.Image:
     """Pads a picture to a square, centred, with the mean colour and resizes it to 336×336.
 
-    The same pixels as LLaVA's `expand2square` and CLIP's bicubic resize, but without making the square: Pillow resizes
-    along rows first, so strips of rows give the same result in little memory, whatever the picture's shape.
+    The same pixels as LLaVA's `expand2square` and CLIP's bicubic resize, but without making the square.
 
     Raises:
         Reject: "too-large" if a side is longer than 32,768 pixels; the work grows with its square.
     """
+    return _fit(_as_array(image), image.size)
+
+
+def _as_array(image: Image.Image) -> Pixels:
+    pixels = resample.blank(image.height, image.width)
+    pixels[:] = np.asarray(image)
+    return pixels
+
+
+def _fit(pixels: Pixels, size: tuple[int, int]) -> Image.Image:
+    if max(size) > _MAX_PADDED_SIDE:
+        raise Reject("too-large", f"{size[0]}x{size[1]} pixels; no side may be over {_MAX_PADDED_SIDE:,}")
+    square = resample.resize_square(pixels, size, SIDE, MEAN_COLOUR)
+    if square is None:
+        return fit_with_pillow(Image.fromarray(pixels))
+    return Image.frombytes("RGB", (SIDE, SIDE), square.tobytes(), "raw", "RGBX")
+
+
+def fit_with_pillow(image: Image.Image) -> Image.Image:
+    """What `fit` does where `formats.resample` cannot.
+
+    Pillow resizes along rows first, so strips of rows give the same result in little memory, whatever the shape.
+    """
     width, height = image.size
     side = max(width, height)
-    if side > _MAX_PADDED_SIDE:
-        raise Reject("too-large", f"{width}x{height} pixels; no side may be over {_MAX_PADDED_SIDE:,}")
     left, above = (side - width) // 2, (side - height) // 2
     narrow = Image.new("RGB", (SIDE, side), MEAN_COLOUR)
     rows = max(1, _STRIP_PIXELS // side)
@@ -281,8 +339,11 @@ def picture(data: bytes, settings: ImageSettings) -> list[EncodedImage]:
     Raises:
         Reject: as `decode` and `fit` do.
     """
-    image = decode(data, settings)
-    return [stored(fit(image), "image", image.size, settings)]
+    with _opened(data, settings) as file:
+        if settings.passthrough and jpeg.may_stay(data, file, SIDE, settings.quality, settings.subsampling):
+            return [EncodedImage(data, "image", SIDE, SIDE, (SIDE, SIDE))]
+        pixels, size = _pixels(data, file, settings)
+        return [stored(_fit(pixels, size), "image", size, settings)]
 
 
 def patched(data: bytes, settings: ImageSettings, max_tiles: int) -> list[EncodedImage]:
@@ -319,7 +380,28 @@ def stored(
     time: float | None = None,
 ) -> EncodedImage:
     """A 336×336 picture as a shard stores it."""
-    return EncodedImage(encode(image, settings), role, image.width, image.height, source_size, tile, time)
+    known = None if tile else contrast(image, source_size)
+    return EncodedImage(encode(image, settings), role, image.width, image.height, source_size, tile, time, known)
+
+
+_EDGE = 3  # pixels into which resizing carries the padding's colour; more where it enlarges
+_PLACE = 4  # pixels; what noise there is evens out over a place
+
+
+def contrast(image: Image.Image, source_size: tuple[int, int]) -> int | None:
+    """How far the brightest and the darkest place of a padded 336×336 picture are apart, 0 to 255.
+
+    Text on an empty page counts as a place, an even sky with its noise does not. None if too little of the square is
+    picture to tell.
+    """
+    (width, height), side = source_size, max(source_size)
+    left, top = (SIDE * (side - length) // (2 * side) for length in (width, height))
+    edge = _EDGE + max(0, 2 * SIDE // side - 2)
+    left, top = (margin + edge if margin else 0 for margin in (left, top))
+    if min(SIDE - 2 * left, SIDE - 2 * top) < _PLACE:
+        return None
+    shown = image.crop((left, top, SIDE - left, SIDE - top)).reduce(_PLACE)
+    return int(np.ptp(np.asarray(shown), axis=(0, 1)).max())
 
 
 def encode(image: Image.Image, settings: ImageSettings) -> bytes:

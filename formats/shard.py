@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +18,37 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
+from formats.errors import BuildError
+
 _BLOCK = 512
+
+TEXT_SCORES = (
+    ("n_words", pa.int32()),
+    ("shortest_answer", pa.int32()),
+    ("longest_turn", pa.int32()),
+    ("repetition", pa.float64()),
+    ("n_refusals", pa.int32()),
+    ("n_emails", pa.int32()),
+    ("n_phones", pa.int32()),
+    ("n_cards", pa.int32()),
+    ("question_language", pa.string()),
+    ("answer_language", pa.string()),
+    ("language_mismatch", pa.bool_()),
+)
+"""Columns for `formats.textscore.TextScores`, in catalogs and indexes."""
+
+SCORES = (
+    ("flags", pa.list_(pa.string())),
+    *TEXT_SCORES,
+    ("min_side", pa.int32()),
+    ("max_side", pa.int32()),
+    ("max_aspect", pa.float64()),
+    ("contrast", pa.int32()),
+    ("min_bytes", pa.int64()),
+    ("max_bytes", pa.int64()),
+)
+"""Columns of index.parquet that say what may be junk: of the upstream record, before anything was cut, scaled or split.
+Those of pictures are null without any; all are null in samples replayed from a build that had none."""
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -35,6 +66,7 @@ INDEX_SCHEMA = pa.schema(
         ("n_tokens", pa.int32()),
         ("n_target_tokens", pa.int32()),
         ("n_turns", pa.int32()),
+        *SCORES,
     ]
 )
 """Columns of index.parquet. `offset` is where a sample's first tar header starts, `size` reaches to the end of its
@@ -67,6 +99,19 @@ class ShardSummary:
     def as_dict(self) -> dict[str, Any]:
         """For the manifest."""
         return asdict(self)
+
+
+def safe_shard_name(name: str) -> str:
+    """A shard's name out of an index, which may come from anyone.
+
+    Raises:
+        BuildError: if it is no name that `shard_name` gives, such as a path that leads elsewhere.
+    """
+    if not re.fullmatch(r"train-[0-9]{6,}\.tar", name):
+        raise BuildError(
+            f"the index names the shard {name!r}, which is no shard's name; the build is damaged or forged"
+        )
+    return name
 
 
 def shard_name(number: int) -> str:

@@ -115,6 +115,8 @@ class ChatTokenizer:
 
     def copy_to(self, folder: Path) -> None:
         """Copies the tokenizer's files, so that what was counted with it can be recounted."""
+        if folder.resolve() == self.file.parent.resolve():
+            return
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
             if (source := self.file.with_name(name)).is_file():

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from formats.errors import LongLlavaError, UsageError
-from longllava.commands import look, overlap
+from longllava.commands import look, mend, overlap, talk
 from longllava.commands.terminal import default_catalog, print_json, program, stderr, stdout
+from longllava.commands.train import train
 
 app = typer.Typer(
     name="longllava",
@@ -192,8 +193,13 @@ app.command()(look.stats)
 app.command()(look.show)
 app.command()(look.diff)
 app.command()(look.export)
+app.command()(mend.retry)
 app.command()(overlap.duplicates)
 app.command()(overlap.decontaminate)
+app.command()(talk.generate)
+app.command()(talk.chat)
+app.command()(talk.convert)
+app.command()(train)
 
 
 @app.command()

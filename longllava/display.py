@@ -146,32 +146,34 @@ class SamplesChecked:
 def build_table(manifest: Mapping[str, Any]) -> Table:
     """A build in one table: what was asked for and what came of it."""
     table = Table(title=f"build {manifest['recipe']['name']}", title_justify="left")
-    for name in ("component", "asked", "kept", "short", "rejected", "images", "tokens", "targets"):
+    for name in ("component", "dropped", "asked", "kept", "short", "rejected", "images", "tokens", "targets"):
         table.add_column(name, justify="left" if name == "component" else "right")
     for name, c in manifest["components"].items():
-        numbers = [c[key] for key in ("asked", "kept", "short", "rejected", "images", "tokens", "target_tokens")]
+        numbers = [sum(c["dropped"].values())]
+        numbers += [c[key] for key in ("asked", "kept", "short", "rejected", "images", "tokens", "target_tokens")]
         table.add_row(name, *(f"{n:,}" for n in numbers))
     totals = manifest["totals"]
     asked = sum(c["asked"] for c in manifest["components"].values())
-    numbers = [asked, totals["samples"], asked - totals["samples"], totals["rejected"], totals["images"]]
+    dropped = sum(sum(c["dropped"].values()) for c in manifest["components"].values())
+    numbers = [dropped, asked, totals["samples"], asked - totals["samples"], totals["rejected"], totals["images"]]
     table.add_section()
     table.add_row("all", *(f"{n:,}" for n in (*numbers, totals["tokens"], totals["target_tokens"])))
     return table
 
 
 def build_summary(manifest: Mapping[str, Any]) -> str:
-    """The line below the table: size, speed and rejects by reason."""
+    """The lines below the table: size, speed, drops by step and rejects by reason."""
     totals, seconds = manifest["totals"], manifest["environment"]["seconds"]
-    reasons: dict[str, int] = {}
-    for component in manifest["components"].values():
-        for reason, count in component["rejects"].items():
-            reasons[reason] = reasons.get(reason, 0) + count
     lines = [
         f"{len(manifest['shards'])} shards, {totals['bytes'] / 1e6:,.1f} MB, {seconds:,.1f} s,"
         f" {totals['images'] / max(seconds, 0.1):,.0f} images/s"
     ]
-    if reasons:
-        lines.append("rejected: " + ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items())))
+    for title, key in (("dropped by filters", "dropped"), ("rejected", "rejects")):
+        reasons: Counter[str] = Counter()
+        for component in manifest["components"].values():
+            reasons.update(component[key])
+        if reasons:
+            lines.append(f"{title}: " + ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items())))
     return "\n".join(lines)
 
 
@@ -203,10 +205,11 @@ def _presence(row: Mapping[str, Any]) -> str:
 def catalogs_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
     """What ingest has read."""
     table = Table("source")
-    for name in ("files", "records", "usable", "rejected"):
+    for name in ("files", "records", "usable", "rejected", "refusals", "e-mails", "phones", "cards", "other language"):
         table.add_column(name, justify="right")
     for name, summary in summaries.items():
         numbers = [len(summary["files"]), summary["records"], summary["usable"], summary["rejected"]]
+        numbers += summary["marked"].values()
         table.add_row(name, *(f"{n:,}" for n in numbers))
     return table
 
@@ -222,14 +225,20 @@ def findings_table(findings: Sequence[Finding]) -> Table:
 def plan_table(plan: Mapping[str, Any], console: Console) -> None:
     """A dry run: what would be drawn, and an estimate of the whole."""
     table = Table(title=f"plan of {plan['recipe']}", title_justify="left")
-    for name in ("component", "origin", "asked", "pool", "filtered", "drawn", "short", "images", "tokens"):
+    for name in ("component", "origin", "asked", "filtered", "dropped", "pool", "drawn", "short", "images", "tokens"):
         table.add_column(name, justify="left" if name in ("component", "origin") else "right")
     for name, c in plan["components"].items():
-        numbers = [c["asked"], c["pool"], sum(c["filtered"].values()), c["drawn"], c["short"]]
+        numbers = [c["asked"], sum(c["filtered"].values()), sum(c["dropped"].values())]
+        numbers += [c["pool"], c["drawn"], c["short"]]
         estimates = [f"~{c[key]:,}" if c[key] is not None else "?" for key in ("images", "tokens")]
         table.add_row(name, c["origin"], *(f"{n:,}" for n in numbers), *estimates)
     console.print(table)
+    if any(c["dropped"] or c["dropped_pictures"] for c in plan["components"].values()):
+        console.print(drops_table(plan))
     for name, c in plan["components"].items():
+        if c["drop_share"] > c["max_drop"]:
+            what = f"{name}: filters drop {c['drop_share']:.1%}, but max_drop is {c['max_drop']:.1%}"
+            console.print(f"{what}; the build would stop", style="bold red")
         if c["short"]:
             console.print(f"{name} is short by {c['short']:,} (on_short: {c['on_short']})", style="bold red")
     e = plan["estimate"]
@@ -240,6 +249,20 @@ def plan_table(plan: Mapping[str, Any], console: Console) -> None:
             f" {e['seconds'] / 60:,.1f} min",
             highlight=False,
         )
+
+
+def drops_table(plan: Mapping[str, Any]) -> Table:
+    """What each step of a recipe's filters drops; pictures are known of the probed samples only."""
+    table = Table(title="dropped by filters", title_justify="left")
+    for name in ("component", "step", "records", "share"):
+        table.add_column(name, justify="left" if name in ("component", "step") else "right")
+    for name, c in plan["components"].items():
+        total = max(c["pool"] + sum(c["dropped"].values()), 1)
+        for step, count in sorted(c["dropped"].items(), key=lambda item: -item[1]):
+            table.add_row(name, step, f"{count:,}", f"{count / total:.1%}")
+        for step, count in c["dropped_pictures"].items():
+            table.add_row(name, step, f"{count:,} of those probed", "")
+    return table
 
 
 def plan_memory_table(result: Mapping[str, Any], console: Console) -> None:

@@ -136,3 +136,26 @@ def differences(found: Mapping[str, Any]) -> Iterator[Table | Text]:
         yield samples
     if len(found["differences"]) > _LISTED:
         yield Text(f"and {len(found['differences']) - _LISTED:,} more; --json lists all")
+
+
+def retried(result: Mapping[str, Any]) -> Iterator[Table | str]:
+    """What became of a build's rejected records when they were tried again."""
+    for title, key in (("can be used now", "mended"), ("are rejected for something else now", "changed")):
+        verdicts = result[key]
+        if not verdicts:
+            continue
+        table = Table(title=f"{len(verdicts):,} of {result['tried']:,} {title}", title_justify="left")
+        for name in ("record", "component", "was", "now"):
+            table.add_column(name, overflow="fold")
+        for verdict in verdicts[:_LISTED]:
+            now = f"{verdict['now']}: {verdict['now_detail']}" if verdict["now"] else ""
+            was = f"{verdict['reason']}: {verdict['detail']}"
+            table.add_row(*(Text(printable(value)) for value in (verdict["uid"], verdict["component"], was, now)))
+        if len(verdicts) > _LISTED:
+            table.add_row(f"… {len(verdicts) - _LISTED:,} more; --json lists all", "", "", "")
+        yield table
+    failing = ", ".join(f"{count:,} {reason}" for reason, count in result["failing"].items())
+    yield f"{result['tried']:,} records tried again; still rejected: {failing or 'none'}"
+    if "shards" in result:
+        shards = result["shards"]
+        yield f"{shards['rewritten']:,} shards made anew, {shards['kept']:,} as they were"

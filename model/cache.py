@@ -54,6 +54,15 @@ class HybridCache:
             for kind in config.layers_block_type
         ]
 
+    def grow(self, capacity: int) -> None:
+        """Makes room for so many tokens in all, if there is less."""
+        if capacity <= self.capacity:
+            return
+        for state in self.layers:
+            if isinstance(state, KeyValues):
+                state.keys, state.values = (_longer(old, capacity, self.length) for old in (state.keys, state.values))
+        self.capacity = capacity
+
     def mamba(self, layer: int) -> MambaState:
         """The state of a Mamba layer, to be read and replaced."""
         state = self.layers[layer]
@@ -74,3 +83,9 @@ class HybridCache:
         state.keys[:, :, self.length : end] = keys
         state.values[:, :, self.length : end] = values
         return state.keys[:, :, :end], state.values[:, :, :end]
+
+
+def _longer(old: Tensor, capacity: int, length: int) -> Tensor:
+    new = old.new_empty((*old.shape[:2], capacity, old.shape[3]))
+    new[:, :, :length] = old[:, :, :length]
+    return new

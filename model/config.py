@@ -10,7 +10,7 @@ from model.vision import Pooling
 
 FOLDER = Path(__file__).with_name("configs")
 
-_CLIP = {
+CLIP = {
     "hidden_size": 1024,
     "intermediate_size": 4096,
     "num_hidden_layers": 24,
@@ -49,7 +49,7 @@ class LongLlavaConfig(PreTrainedConfig):
         image_token_id: int = 516,
         **kwargs: Any,
     ) -> None:
-        vision, text = vision_config or _CLIP, text_config or {}
+        vision, text = vision_config or CLIP, text_config or {}
         self.vision_config = CLIPVisionConfig(**vision) if isinstance(vision, dict) else vision
         self.text_config = JambaConfig(**text) if isinstance(text, dict) else text
         self.token_pooling = token_pooling
@@ -98,7 +98,7 @@ def folder_config(folder: Path) -> LongLlavaConfig:
     if fields.get("model_type") != LongLlavaConfig.model_type:
         raise UsageError(
             f"{folder}/config.json: model_type is {fields.get('model_type')!r}, not 'longllava';"
-            " bring the authors' checkpoints into this layout with model.convert"
+            " `longllava convert` brings the authors' checkpoints into this layout"
         )
     return LongLlavaConfig(**fields)
 

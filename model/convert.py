@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import CLIPVisionConfig, JambaConfig
 
 from formats.errors import UsageError
-from model.config import LongLlavaConfig
+from formats.tokens import ChatTokenizer
+from model.config import CLIP, LongLlavaConfig
 from model.longllava import LongLlavaForConditionalGeneration
+from model.saved import quiet
 
 _TEXT = "model.language_model."
 _RENAMED = (
@@ -63,6 +65,10 @@ def convert_config(upstream: Mapping[str, Any], vision: Mapping[str, Any], image
     for key, only in asked.items():
         if upstream.get(key, only) != only:
             raise UsageError(f"config.json: {key} is {upstream[key]!r}; only {only!r} can be converted")
+    if upstream.get("model_type") == LongLlavaConfig.model_type:
+        raise UsageError(
+            "config.json: model_type is 'longllava', so this is no checkpoint of the authors'; use it as it is"
+        )
     known = JambaConfig().to_dict().keys() - {"architectures", "model_type", "transformers_version", "dtype"}
     text = {key: value for key, value in upstream.items() if key in known}
     tower = dict(vision.get("vision_config", vision))
@@ -143,41 +149,94 @@ def read_tensors(folder: Path) -> Iterable[tuple[str, Tensor]]:
     """
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise UsageError(f"{folder}: no *.safetensors; .bin checkpoints are pickles and are not opened, convert them")
+        raise UsageError(
+            f"{folder}: no *.safetensors; .bin checkpoints are pickles and are not opened: load them with torch where"
+            " they are trusted, and save them with safetensors"
+        )
     for file in files:
-        with safe_open(file, framework="pt") as opened:
+        try:
+            opened: Any = safe_open(file, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise UsageError(f"{file}: cannot be read ({error}); fetch it again") from error
+        with opened:
             for name in opened.keys():  # noqa: SIM118 (it is no dictionary)
                 yield name, opened.get_tensor(name)
 
 
 def convert(
-    checkpoint: Path, vision: Path, out: Path, *, image_token_id: int = 516, dtype: torch.dtype = torch.bfloat16
-) -> None:
+    checkpoint: Path,
+    vision: Path | None,
+    out: Path,
+    *,
+    tokenizer: Path | None = None,
+    image_token_id: int | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+) -> LongLlavaConfig:
     """Turns a folder in the authors' layout into one that `from_pretrained` reads.
 
     Args:
         checkpoint: with config.json and *.safetensors.
-        vision: folder of the CLIP tower's config.json (openai/clip-vit-large-patch14-336).
-        out: where to.
-        image_token_id: as in `convert_config`.
+        vision: folder of the CLIP tower's config.json, if it is another than openai/clip-vit-large-patch14-336.
+        out: where to; must not be there yet, and is there only once it is whole.
+        tokenizer: folder of the tokenizer, which is copied; that of the checkpoint by default.
+        image_token_id: as in `convert_config`; the tokenizer's by default.
         dtype: of the result.
+
+    Returns:
+        The configuration.
 
     Raises:
         UsageError: if something is absent or does not fit.
     """
-    config = convert_config(_json(checkpoint / "config.json"), _json(vision / "config.json"), image_token_id)
+    if out.exists():
+        raise UsageError(f"{out} is there already; name another folder, or remove it")
+    upstream = _json(checkpoint / "config.json")
+    chat = _tokenizer(checkpoint, tokenizer)
+    image = image_token_id if image_token_id is not None else chat.image_token_id if chat else _JAMBAS_IMAGE
+    config = convert_config(upstream, _tower(upstream, vision, checkpoint), image)
     with torch.device("meta"):
         model = LongLlavaForConditionalGeneration(config)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
     model.to_empty(device="cpu")
     load_weights(model, read_tensors(checkpoint))
-    model.save_pretrained(out)
+    unfinished = out.with_name(f"{out.name}.unfinished")
+    with quiet():
+        model.save_pretrained(unfinished)
+    if chat:
+        chat.copy_to(unfinished)
+    unfinished.replace(out)
+    return config
+
+
+_JAMBAS_IMAGE = 516  # `formats.tokens.IMAGE_TOKEN` in Jamba's vocabulary
+_KNOWN_TOWER = "clip-vit-large-patch14-336"
+
+
+def _tower(upstream: Mapping[str, Any], vision: Path | None, checkpoint: Path) -> Mapping[str, Any]:
+    """The tower's configuration; the released checkpoints only name it."""
+    if vision is not None:
+        return _json(vision / "config.json")
+    named = str(upstream.get("mm_vision_tower"))
+    if named.rstrip("/").rpartition("/")[2] != _KNOWN_TOWER:
+        raise UsageError(
+            f"{checkpoint}/config.json: mm_vision_tower is {named!r}, not {_KNOWN_TOWER}; say with --vision which"
+            " folder holds that tower's config.json"
+        )
+    return CLIP
+
+
+def _tokenizer(checkpoint: Path, given: Path | None) -> ChatTokenizer | None:
+    if given is None and not (checkpoint / "tokenizer.json").is_file():
+        return None
+    return ChatTokenizer.load(str(given or checkpoint))
 
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads(file.read_text())
+        content = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise UsageError(f"{file}: {error}") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{file}: holds no JSON object; it is no model's configuration")
     return content

@@ -22,7 +22,7 @@ from formats.manifest import SHARDS, TOKENIZER
 from formats.tokens import IGNORED, TOKENS_PER_IMAGE, ChatTokenizer, Encoded
 from model.course import Assigned, Course, Position, Reader
 from model.remote import RemoteBuild, ShardCache, is_remote
-from model.shards import ImageMemory, LocalShards, ShardReader, ShardSource, fastest_decoder, members
+from model.shards import ImageMemory, LocalShards, ShardReader, ShardSource, decode, members
 
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
@@ -220,7 +220,6 @@ class _Kitchen:
         self._tokenizer = feed.tokenizer
         self._pool = pool
         self._reader = ShardReader(feed._shards, [part.name for part in feed.blend.parts])
-        self._decode = fastest_decoder()
         self._memory = ImageMemory()
 
     def served(self, assigned: Iterator[Assigned]) -> Iterator[tuple[Assigned, PackedSequence]]:
@@ -265,7 +264,7 @@ class _Kitchen:
 
     def _decoded(self, name: str, file: memoryview, image: np.ndarray) -> None:
         try:
-            self._decode(file, image)
+            decode(file, image)
         except (OSError, ValueError) as error:
             raise DamageError(f"{name}: an image cannot be decoded ({error}); `longllava validate --deep`") from error
 

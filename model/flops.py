@@ -7,7 +7,9 @@ of the scan's 8,192 channels, the head and the image side; and it counts looking
 whole table. `exact_flops` counts two operations for each multiplication of a matrix product that is made.
 """
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from model.budget import Shape
 
@@ -74,8 +76,44 @@ def exact_flops(shape: Shape, tokens: int, images: int = 0) -> Flops:
     return Flops(text, images * _image(s))
 
 
+def training_flops(
+    shape: Shape,
+    lengths: Sequence[int],
+    images: int,
+    targets: int,
+    trainable: Collection[Literal["vision", "projector", "llm"]],
+) -> int:
+    """Operations of learning from samples once: a forward pass and what of a backward pass is needed.
+
+    A matrix that is trained costs as much again for its gradient, one through which gradients pass as much again for
+    those; computing a layer's activations a second time is not counted.
+
+    Args:
+        shape: of the model.
+        lengths: tokens of each sample that is kept apart from the others.
+        images: of all samples.
+        targets: tokens that have a loss.
+        trainable: parts that learn.
+    """
+    head = 2 * shape.hidden * shape.vocabulary
+    text = sum(exact_flops(shape, length).text - head for length in lengths) + targets * head
+    projector = _projector(shape) * images
+    tower = _image(shape) * images - projector
+    learns = {part: part in trainable for part in ("vision", "projector", "llm")}
+    through_projector = learns["vision"]
+    through_text = learns["vision"] or learns["projector"]  # in a text layer gradients pass on to the one below anyway
+    return (
+        text * (1 + max(through_text, learns["llm"]) + learns["llm"])
+        + projector * (1 + through_projector + learns["projector"])
+        + tower * (1 + 2 * learns["vision"])
+    )
+
+
 def _image(s: Shape) -> int:
     positions, w = s.patches + 1, s.vision_width
     layer = positions * (8 * w * w + 4 * w * s.vision_intermediate + 4 * w * positions)
-    projector = s.image_tokens * 2 * s.hidden * (w + s.hidden)
-    return s.patches * 2 * 3 * s.patch**2 * w + (s.vision_layers - 1) * layer + projector
+    return s.patches * 2 * 3 * s.patch**2 * w + (s.vision_layers - 1) * layer + _projector(s)
+
+
+def _projector(s: Shape) -> int:
+    return s.image_tokens * 2 * s.hidden * (s.vision_width + s.hidden)

@@ -140,6 +140,20 @@ def generate(
     """
     settings = settings or Settings()
     cache = model.new_cache(input_ids.shape[1] + settings.max_new_tokens)
+    return _go_on(model, cache, input_ids, pixel_values, settings, keep_scores=keep_scores, on_token=on_token)
+
+
+def _go_on(
+    model: LongLlavaForConditionalGeneration,
+    cache: HybridCache,
+    input_ids: Tensor,
+    pixel_values: Tensor | None,
+    settings: Settings,
+    *,
+    keep_scores: bool = False,
+    on_token: Callable[[int], None] | None = None,
+) -> Generated:
+    """Reads what comes next, and writes; the last token that is written is not read."""
     device = next(model.parameters()).device
     drawn = torch.Generator(device).manual_seed(settings.seed)
     logits = prefill(model, input_ids.to(device), pixel_values, cache, settings)
@@ -152,11 +166,49 @@ def generate(
             scores.append(logits)
         if on_token:
             on_token(token)
-        if token in _ends(model) or len(tokens) == settings.max_new_tokens:
+        if token in ends(model) or len(tokens) == settings.max_new_tokens:
             return Generated(torch.tensor(tokens), torch.stack(scores) if keep_scores else None)
         step = torch.tensor([[token]], device=device)
         output = model(step, cache=cache, logits_to_keep=1)
         logits = output.logits[0, -1].float()
+
+
+class Memory:
+    """What a model remembers of a talk, so that the next prompt is read from where it says something new."""
+
+    def __init__(self, model: LongLlavaForConditionalGeneration) -> None:
+        self._model = model
+        self._cache: HybridCache | None = None
+        self._read: Tensor = torch.empty(0, dtype=torch.long)
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None,
+        settings: Settings,
+        *,
+        on_token: Callable[[int], None] | None = None,
+    ) -> tuple[Generated, int]:
+        """As `generate`, for the whole talk so far; it is read from the start again if it began in another way.
+
+        Returns:
+            What was written, and how many tokens of the prompt had to be read.
+        """
+        ids = input_ids[0].cpu()
+        read, cache = self._read, self._cache
+        self._cache = None  # nothing is known if this call is broken off
+        known, needed = len(read), len(ids) + settings.max_new_tokens
+        if cache is None or known >= len(ids) or not torch.equal(ids[:known], read):
+            cache, known = self._model.new_cache(needed), 0
+        cache.grow(needed)
+        pixels = pixel_values
+        if pixels is not None:
+            seen = int((ids[:known] == self._model.config.image_token_id).sum())
+            pixels = pixels[seen // self._model.config.image_seq_length :]
+        written = _go_on(self._model, cache, ids[None, known:], pixels, settings, on_token=on_token)
+        self._cache, self._read = cache, torch.cat([ids, written.tokens[:-1]])
+        return written, len(ids) - known
 
 
 def generate_rows(
@@ -200,6 +252,7 @@ def choose(logits: Tensor, settings: Settings, drawn: torch.Generator) -> int:
     return int(tokens[torch.multinomial(probabilities, 1, generator=drawn)])
 
 
-def _ends(model: LongLlavaForConditionalGeneration) -> list[int]:
+def ends(model: LongLlavaForConditionalGeneration) -> list[int]:
+    """The tokens that end a text."""
     end = model.config.text_config.eos_token_id
     return end if isinstance(end, list) else [] if end is None else [end]

@@ -31,7 +31,11 @@ class HybridModel(nn.Module):
         self.final_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
-        self, inputs_embeds: Tensor, packing: Packing | None = None, cache: HybridCache | None = None
+        self,
+        inputs_embeds: Tensor,
+        packing: Packing | None = None,
+        cache: HybridCache | None = None,
+        balances: list[Tensor] | None = None,
     ) -> Tensor:
         """Runs all layers.
 
@@ -39,6 +43,7 @@ class HybridModel(nn.Module):
             inputs_embeds: [batch, length, hidden].
             packing: samples to keep apart.
             cache: what was read before; what is read now is added to it.
+            balances: gets the `load_balance` of each layer of experts, when training.
 
         Returns:
             [batch, length, hidden], normalised.
@@ -50,7 +55,9 @@ class HybridModel(nn.Module):
             raise ValueError("a cache goes on with one sample a row; run packed rows without one")
         hidden = inputs_embeds
         for layer in self.layers:
-            hidden = layer(hidden, packing, cache)
+            hidden, balance = layer(hidden, packing, cache)
+            if balances is not None and balance is not None:
+                balances.append(balance)
         if cache is not None:
             cache.length += inputs_embeds.shape[1]
         normalised: Tensor = self.final_layernorm(hidden)
@@ -71,12 +78,16 @@ class HybridLayer(GradientCheckpointingLayer):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.pre_ff_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, hidden: Tensor, packing: Packing | None, cache: HybridCache | None) -> Tensor:
-        """[batch, length, hidden] to the same shape."""
+    def forward(
+        self, hidden: Tensor, packing: Packing | None, cache: HybridCache | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """[batch, length, hidden] to the same shape, and the experts' balance if there are any and it trains."""
         mixer = self.self_attn if hasattr(self, "self_attn") else self.mamba
         hidden = hidden + mixer(self.input_layernorm(hidden), packing, cache)
-        mixed: Tensor = self.feed_forward(self.pre_ff_layernorm(hidden))
-        return hidden + mixed
+        mixed = self.feed_forward(self.pre_ff_layernorm(hidden))
+        if isinstance(mixed, tuple):
+            return hidden + mixed[0], mixed[1]
+        return hidden + mixed, None
 
 
 class RMSNorm(nn.Module):
@@ -207,13 +218,28 @@ class SparseMoe(nn.Module):
         self.router = nn.Linear(config.hidden_size, config.num_experts, bias=False)
         self.experts = Experts(config.num_experts, config.hidden_size, config.intermediate_size)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[batch, length, hidden] to the same shape."""
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """[batch, length, hidden] to the same shape, and the balance of the load when training."""
         tokens = x.flatten(0, 1)
         probabilities = self.router(tokens).float().softmax(-1)
         weights, chosen = probabilities.topk(self.chosen, dim=-1)
         mixed: Tensor = self.experts(tokens, chosen, weights.to(x.dtype))
-        return mixed.view_as(x)
+        return mixed.view_as(x), load_balance(probabilities, chosen) if self.training else None
+
+
+def load_balance(probabilities: Tensor, chosen: Tensor) -> Tensor:
+    """How unevenly a router uses its experts: E · Σ fᵢ Pᵢ (Fedus et al. 2022), as transformers counts it.
+
+    Args:
+        probabilities: [tokens, experts].
+        chosen: [tokens, k], the experts of each token.
+
+    Returns:
+        scalar: k if all experts are used alike, up to E if always the same ones are.
+    """
+    experts = probabilities.shape[1]
+    load = chosen.flatten().bincount(minlength=experts) / len(chosen)
+    return experts * (load * probabilities.mean(0)).sum()
 
 
 Matrices = tuple[Tensor, Tensor]
@@ -245,8 +271,12 @@ class Experts(nn.Module):
         return (mixed * weights[..., None]).sum(1)
 
     def matrices(self) -> Callable[[int], Matrices]:
-        """Gives an expert's matrices by its number. (`unbind`, because each index would have a full-size gradient.)"""
-        gate_up, down = self.gate_up_proj.unbind(), self.down_proj.unbind()
+        """Gives an expert's matrices by its number.
+
+        `unbind`, because each index would have a full-size gradient; `view`, because training holds both parameters
+        as one matrix of all experts' rows (`model.sharding`).
+        """
+        gate_up, down = (x.view(self.count, -1, x.shape[-1]).unbind() for x in (self.gate_up_proj, self.down_proj))
         return lambda expert: (gate_up[expert], down[expert])
 
 

@@ -37,12 +37,14 @@ class LongLlavaOutput(ModelOutput):
         logits: [batch, kept, vocabulary].
         token_losses: float32 [supervised], each supervised token's loss, for losses by source; with labels.
         token_positions: [supervised], where those tokens stand in the flattened batch; with labels.
+        balance: scalar, the mean over layers of experts of `model.hybrid.load_balance`; when training such a model.
     """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
     token_losses: Tensor | None = None
     token_positions: Tensor | None = None
+    balance: Tensor | None = None
 
 
 class LongLlavaModel(nn.Module):
@@ -68,6 +70,21 @@ class LongLlavaModel(nn.Module):
         pooled = pool(patches, self.config.token_pooling, self.config.image_seq_length)
         features: Tensor = self.multi_modal_projector(pooled)
         return features
+
+    def features(self, pixel_values: Tensor | None) -> Tensor | None:
+        """Image features one after another, [image tokens, hidden], or None without images.
+
+        When training, a batch without images runs a blank one and keeps nothing of it: every process of a sharded
+        model then takes part in the same collectives, and every parameter gets a gradient, here of zeros.
+        """
+        if pixel_values is not None:
+            return self.image_features(pixel_values).flatten(0, 1)
+        if not self.training:
+            return None
+        side = self.config.vision_config.image_size
+        device = self.language_model.final_layernorm.weight.device
+        blank = torch.zeros((1, 3, side, side), device=device)  # type: ignore[arg-type]
+        return self.image_features(blank).flatten(0, 1)[:0]
 
     def embed(self, input_ids: Tensor, features: Tensor | None) -> Tensor:
         """Embeddings of text, with image features where the ids say that an image stands.
@@ -141,13 +158,14 @@ class LongLlavaForConditionalGeneration(PreTrainedModel):
         """
         if attention_mask is not None and packing is None:
             packing = Packing.of_mask(attention_mask)
-        features = None if pixel_values is None else self.model.image_features(pixel_values).flatten(0, 1)  # 1
+        features = self.model.features(pixel_values)  # 1
         embeds = self.model.embed(input_ids, features)  # 2
-        hidden = self.model.language_model(embeds, packing, cache)  # 3
+        balances: list[Tensor] = []
+        hidden = self.model.language_model(embeds, packing, cache, balances)  # 3
         losses = None if labels is None else token_losses(hidden, labels, self.lm_head, packing)  # 4
         kept = logits_to_keep is not None or labels is None
         logits = self.lm_head(hidden[:, -(logits_to_keep or 0) :]) if kept else None  # 5
-        return _output(losses, logits)
+        return _output(losses, logits, torch.stack(balances).mean() if balances else None)
 
     def new_cache(self, capacity: int, batch: int = 1) -> HybridCache:
         """An empty cache for so many tokens."""
@@ -193,12 +211,22 @@ class LongLlavaForConditionalGeneration(PreTrainedModel):
             n = module.A_log.shape[1]
             init.copy_(module.A_log, torch.log(torch.arange(1.0, n + 1)).expand_as(module.A_log))
             init.ones_(module.D)
+            init.copy_(module.dt_proj.bias, _first_steps(module.dt_proj.bias))
         elif isinstance(module, Experts):
             init.normal_(module.gate_up_proj, mean=0.0, std=std)
             init.normal_(module.down_proj, mean=0.0, std=std)
 
 
-def _output(losses: TokenLosses | None, logits: Tensor | None) -> LongLlavaOutput:
+def _first_steps(bias: Tensor) -> Tensor:
+    """Biases whose softplus goes from 0.001 to 0.1, evenly in the logarithm (Gu and Dao 2023, section 3.6).
+
+    A state then remembers from ten to a thousand tokens; biases of zero would let it forget within two.
+    """
+    step = torch.logspace(-3, -1, len(bias), device=bias.device)
+    return step + torch.log(-torch.expm1(-step))
+
+
+def _output(losses: TokenLosses | None, logits: Tensor | None, balance: Tensor | None) -> LongLlavaOutput:
     if losses is None:
-        return LongLlavaOutput(logits=logits)
-    return LongLlavaOutput(losses.mean(), logits, losses.losses, losses.positions)
+        return LongLlavaOutput(logits=logits, balance=balance)
+    return LongLlavaOutput(losses.mean(), logits, losses.losses, losses.positions, balance)

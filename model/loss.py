@@ -47,11 +47,7 @@ def token_losses(hidden: Tensor, labels: Tensor, head: nn.Module, packing: Packi
         head: hidden to logits.
         packing: the first token of a sample is not predicted from the sample before.
     """
-    wanted = labels != IGNORED
-    wanted[:, 0] = False
-    if packing is not None:
-        wanted &= ~packing.resets
-    positions = wanted.flatten().nonzero().squeeze(1)
+    positions = supervised(labels, packing).flatten().nonzero().squeeze(1)
     targets = labels.flatten()[positions]
     before = hidden.flatten(0, 1)[positions - 1]
     losses = [
@@ -59,6 +55,13 @@ def token_losses(hidden: Tensor, labels: Tensor, head: nn.Module, packing: Packi
         for h, t in zip(before.split(CHUNK), targets.split(CHUNK), strict=True)
     ]
     return TokenLosses(torch.cat(losses), positions)
+
+
+def supervised(labels: Tensor, packing: Packing | None) -> Tensor:
+    """Which tokens have a loss: bool [batch, length]. Arguments as in `token_losses`."""
+    wanted = labels != IGNORED
+    wanted[:, 0] = False
+    return wanted if packing is None else wanted & ~packing.resets
 
 
 def _losses(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from formats.errors import UsageError
+from formats.errors import Reject, UsageError
 from formats.imaging import EncodedImage, ImageSettings, patched, picture
 from formats.protocol import Clip, Part, Patched, Picture, Visual, render
 from formats.tokens import ChatTokenizer
@@ -136,6 +136,13 @@ class Processor:
         yield _visual(group, kind)
 
     def _images(self, where: str, part: Mapping[str, Any]) -> list[EncodedImage]:
+        try:
+            return self._read(where, part)
+        except Reject as error:
+            file = part[part["type"]]
+            raise Reject(error.reason, f"{where if isinstance(file, bytes) else file}: {error.detail}") from error
+
+    def _read(self, where: str, part: Mapping[str, Any]) -> list[EncodedImage]:
         if part["type"] == "video":
             given = {name: part[name] for name in ("fps", "max_frames") if name in part}
             source = part["video"] if isinstance(part["video"], bytes) else str(part["video"])

@@ -9,7 +9,7 @@ import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,18 +21,22 @@ from formats.errors import BuildError
 from formats.manifest import MANIFEST, SHARDS, TOKENIZER, file_sha256, read_manifest, write_atomically
 from formats.tokens import ChatTokenizer
 from pipelines import overlaps
+from pipelines.curate import PictureBudget, refuse_overdrawn
 from pipelines.duplicates import Curator
 from pipelines.executor import Executor
 from pipelines.finish import Finisher, origins
 from pipelines.ingest import Catalog, Location, ingested
 from pipelines.materialise import Settings, ShardTask, build_shard
 from pipelines.notes import ShardNote, load_note
-from pipelines.plan import EarlierBuild, Planner, Pool, Round
+from pipelines.plan import EarlierBuild, Planner, Pool, Round, fingerprints
 from pipelines.progress import Progress
+from pipelines.storage import absolute
 from recipes.schema import Recipe
 
 WORK = ".build"
-_TOOLS = ("longllava", "pillow", "av", "tokenizers", "pyarrow", "duckdb")  # what the bytes of a build depend on
+REQUEST = "request.json"  # in the work folder: recipe and places, for whoever goes on
+# What the bytes of a build depend on.
+_TOOLS = ("longllava", "pillow", "simplejpeg", "numpy", "av", "tokenizers", "pyarrow", "duckdb", "pycld2")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,7 @@ class Request:
         out: the build directory.
         catalog: where catalogs are kept.
         workers, address: see `Executor`.
+        tokenizer: its file, if not where the recipe says.
     """
 
     recipe: Recipe
@@ -55,10 +60,23 @@ class Request:
     catalog: Path
     workers: int | None = None
     address: str | None = None
+    tokenizer: Path | None = None
 
     def location(self, source: str) -> Location:
         """Where a source lies: as the recipe says, or below `data`."""
         return Location.below(self.data, source, self.recipe.sources.get(source))
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A build directory that is being worked on, and what it takes."""
+
+    work: Path
+    planner: Planner
+    settings: Settings
+    catalogs: Sequence[Catalog]
+    earlier: Mapping[str, EarlierBuild]
+    executor: Executor
 
 
 def build(request: Request, progress: Progress) -> dict[str, Any]:
@@ -70,55 +88,79 @@ def build(request: Request, progress: Progress) -> dict[str, Any]:
     _refuse_url(request.out)
     if (request.out / MANIFEST).exists():
         return _already_built(request, progress)
+    return go_on(request, progress, None)
+
+
+def go_on(request: Request, progress: Progress, reopen: Callable[[Site], bool] | None) -> dict[str, Any]:
+    """Goes on from what the work folder holds, once `reopen` has looked at it; if that is False, all is left as it is.
+
+    Without `reopen`, a finished build is refused.
+
+    Raises:
+        UsageError: as `build`.
+    """
     try:
-        return _build(request, progress)
+        return _build(request, progress, reopen)
     except (OSError, duckdb.IOException, duckdb.OutOfMemoryException) as error:
         raise BuildError(_explained(request.out, error)) from error
 
 
-def _build(request: Request, progress: Progress) -> dict[str, Any]:
+def _build(request: Request, progress: Progress, reopen: Callable[[Site], bool] | None) -> dict[str, Any]:
     started = time.time()
-    tokenizer = ChatTokenizer.load(request.recipe.tokenizer, request.recipe_folder)
+    tokenizer = tokenizer_of(request)
     earlier = earlier_builds(request, tokenizer)
     prints = overlaps.prints_of(request.recipe, request.recipe_folder)
-    with (
-        _alone(request.out) as work,
-        Executor(request.workers, request.address, work / "ray") as executor,
-        ingested(locations(request, earlier), request.catalog, executor, progress) as catalogs,
-    ):
-        refuse_changed_origins(request.recipe, catalogs, earlier)
-        _refuse_changed_inputs(work, _inputs(request.recipe, tokenizer, catalogs, earlier, prints))
-        tokenizer.copy_to(request.out / TOKENIZER)
-        curator = Curator(catalogs, work, executor, progress)
-        with closing(overlaps.planned(request.recipe, curator, earlier, prints, work / "plan")) as planner:
-            refuse_shortfall(planner)
-            notes = _materialise(request, work, planner, catalogs, earlier, executor, progress)
-            finisher = Finisher(request.out, work, planner, catalogs, earlier, tokenizer, tool_versions())
-            manifest = finisher.finish(notes, _environment(request, started, executor))
-    shutil.rmtree(work)
+    with alone(request.out) as work:
+        if reopen is None and (request.out / MANIFEST).exists():  # by a build that was there first
+            raise BuildError(f"{request.out}: another build was finished there meanwhile; choose another --out")
+        with (
+            Executor(request.workers, request.address, work / "ray") as executor,
+            ingested(locations(request, earlier), request.catalog, executor, progress) as catalogs,
+        ):
+            refuse_changed_origins(request.recipe, catalogs, earlier)
+            _refuse_changed_inputs(work, _inputs(request.recipe, tokenizer, catalogs, earlier, prints))
+            write_atomically(work / REQUEST, json.dumps(_asked(request)).encode())
+            tokenizer.copy_to(request.out / TOKENIZER)
+            curator = Curator(catalogs, work, executor, progress)
+            with closing(overlaps.planned(request.recipe, curator, earlier, prints, work / "plan")) as planner:
+                refuse_overdrawn(request.recipe, planner.drops())
+                refuse_shortfall(planner)
+                settings = settings_of(request, work, request.out / TOKENIZER / "tokenizer.json", catalogs, earlier)
+                if reopen is None or reopen(Site(work, planner, settings, catalogs, earlier, executor)):
+                    notes = _materialise(settings, work, planner, executor, progress)
+                    finisher = Finisher(request.out, work, planner, catalogs, earlier, tokenizer, tool_versions())
+                    manifest = finisher.finish(notes, _environment(request, started, executor))
+                else:
+                    manifest = read_manifest(request.out)
+        shutil.rmtree(work, ignore_errors=True)  # while no other build can begin in it
     return manifest
 
 
 def _materialise(
-    request: Request,
-    work: Path,
-    planner: Planner,
-    catalogs: list[Catalog],
-    earlier: Mapping[str, EarlierBuild],
-    executor: Executor,
-    progress: Progress,
+    settings: Settings, work: Path, planner: Planner, executor: Executor, progress: Progress
 ) -> list[ShardNote]:
-    """Builds shards, round after round, until nothing that failed is left to replace."""
-    settings = settings_of(request, work, request.out.resolve() / TOKENIZER / "tokenizer.json", catalogs, earlier)
+    """Builds shards until nothing that failed is left to replace."""
     progress.stage("build", sum(pool.asked for pool in planner.pools.values()), "samples")
+    return rounds(settings, planner, lambda tasks: _run(tasks, work, executor, progress), progress)
+
+
+def rounds(
+    settings: Settings, planner: Planner, run: Callable[[list[ShardTask]], Iterable[ShardNote]], progress: Progress
+) -> list[ShardNote]:
+    """Draws round after round, each replacing what failed in the one before; `run` gives the notes of its shards."""
     notes: list[ShardNote] = []
     wanted: Mapping[str, int] = {name: pool.asked for name, pool in planner.pools.items()}
     kept: Counter[str] = Counter()
+    budget = PictureBudget(settings.recipe, planner.drops())
     position = number = 0
     for round_number in range(1_000_000):
         drawn = planner.draw(round_number, wanted, position)
+        budget.expect(wanted)
         tasks = _tasks(settings, drawn, number)
-        round_notes = list(_run(tasks, work, executor, progress))
+        round_notes = []
+        for note in run(tasks):
+            budget.saw(note.kept + note.failed, note.dropped)
+            round_notes.append(note)
         notes += round_notes
         position, number = position + drawn.rows, number + len(tasks)
         kept += sum((note.kept for note in round_notes), Counter())
@@ -147,18 +189,21 @@ def settings_of(
 
 def _tasks(settings: Settings, drawn: Round, number: int) -> list[ShardTask]:
     size = settings.recipe.samples_per_shard
+    starts = range(0, drawn.rows, size)
     return [
-        ShardTask(settings, number + i, str(drawn.file), start, min(start + size, drawn.rows), drawn.first + start)
-        for i, start in enumerate(range(0, drawn.rows, size))
+        ShardTask(
+            settings, number + i, str(drawn.file), start, min(start + size, drawn.rows), drawn.first + start, plan
+        )
+        for i, (start, plan) in enumerate(zip(starts, fingerprints(drawn.file, size), strict=True))
     ]
 
 
 def _run(tasks: list[ShardTask], work: Path, executor: Executor, progress: Progress) -> Iterator[ShardNote]:
-    """Builds the shards that an earlier run has not, and yields the notes of all."""
+    """Builds the shards that an earlier run has not made of the same rows, and yields the notes of all."""
     missing = []
     for task in tasks:
         note = load_note(work, task.number)
-        if note is None:
+        if note is None or note.plan != task.plan:
             missing.append(task)
             continue
         progress.advance(note.samples, rejected=note.reasons, new=False)
@@ -209,13 +254,13 @@ def _refuse_url(out: Path) -> None:
 def _explained(out: Path, error: Exception) -> str:
     """What a failing disk or a lack of memory means for the user."""
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-    what = "the disk is full" if full else "the machine failed"
+    what = "the disk is full" if full else "disk or network failed"
     remedy = "free some space, then run the same command again" if full else "run the same command again"
     return f"{out}: {what} ({error}); what is done is kept: {remedy}"
 
 
 @contextmanager
-def _alone(out: Path) -> Iterator[Path]:
+def alone(out: Path) -> Iterator[Path]:
     """The work folder of a build directory, held against other builds; goes when the process does."""
     work = out / WORK
     try:
@@ -230,6 +275,13 @@ def _alone(out: Path) -> Iterator[Path]:
         for stray in (*out.glob(".*.tmp"), *(out / TOKENIZER).glob(".*.tmp")):
             stray.unlink(missing_ok=True)
         yield work.resolve()
+
+
+def tokenizer_of(request: Request) -> ChatTokenizer:
+    """The tokenizer that a request names."""
+    if request.tokenizer is not None:
+        return ChatTokenizer(request.tokenizer)
+    return ChatTokenizer.load(request.recipe.tokenizer, request.recipe_folder)
 
 
 def earlier_builds(request: Request, tokenizer: ChatTokenizer) -> dict[str, EarlierBuild]:
@@ -338,5 +390,14 @@ def _environment(request: Request, started: float, executor: Executor) -> dict[s
         "cpus": executor.cpus,
         "host": platform.node(),
         "python": platform.python_version(),
-        "data": request.data,
+        **_asked(request)["environment"],
+    }
+
+
+def _asked(request: Request) -> dict[str, Any]:
+    """What `longllava retry` has to know of a build, in the form of a manifest."""
+    places = {"recipe_folder": str(request.recipe_folder.resolve()), "catalog": str(request.catalog)}
+    return {
+        "recipe": request.recipe.model_dump(mode="json"),
+        "environment": {"data": absolute(request.data), **places},
     }

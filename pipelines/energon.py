@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import yaml
 
 from formats.manifest import write_atomically
@@ -30,9 +29,8 @@ _DATASET = {
 }
 
 
-def write_offsets(shard: Path, rows: pa.Table) -> None:
-    """Writes a shard's .idx from its rows of the index, which stand in the shard's order."""
-    starts, sizes = rows["offset"].to_numpy(), rows["size"].to_numpy()
+def write_offsets(shard: Path, starts: Sequence[int], sizes: Sequence[int]) -> None:
+    """Writes a shard's .idx from where its samples start and how many bytes each has, in the shard's order."""
     offsets = np.append(starts, starts[-1] + sizes[-1])
     write_atomically(shard.with_name(f"{shard.name}.idx"), offsets.astype("<u8").tobytes())
 

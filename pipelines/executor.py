@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -22,9 +23,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 from formats.errors import BuildError, LongLlavaError
+from pipelines.reaper import kill, watch, with_descendants
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -69,6 +71,7 @@ class Executor:
         self._owns_ray = False
         self._starts = self._cpus = 0
         self._folder: _SessionFolder | None = None
+        self._reaper: subprocess.Popen[bytes] | None = None
         self._before: Any = None
 
     def __enter__(self) -> "Executor":
@@ -202,6 +205,8 @@ class Executor:
         if self._before is not None:
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray puts its own there
         _redirect_chatter(self._log)
+        if self._folder:
+            self._reaper = watch(with_descendants(_started()), self._folder.path)
 
     def _start_again(self, death: _RayDied) -> None:
         if "gcs_server" in _dead_parts():
@@ -221,6 +226,9 @@ class Executor:
         if self._folder:
             self._folder.remove(self._log)
             self._folder = None
+        if self._reaper:
+            self._reaper.communicate()
+            self._reaper = None
 
 
 def _outcome(reference: Any, work: _Work) -> tuple[list[Any], list[_Work]]:
@@ -288,12 +296,19 @@ def _abandon() -> None:
     from ray._private import worker
 
     atexit.unregister(worker.shutdown)
-    node, worker._global_node = worker._global_node, None
-    started: list[int] = [info.process.pid for infos in node.all_processes.values() for info in infos] if node else []
-    for pid in _with_descendants(started):
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    started = _started()
+    worker._global_node = None
+    for pid in with_descendants(started):
+        kill(pid)
     atexit.register(_leave)
+
+
+def _started() -> list[int]:
+    """The processes that a local Ray has started from this one."""
+    from ray._private import worker
+
+    node = worker._global_node
+    return [] if node is None else [info.process.pid for infos in node.all_processes.values() for info in infos]
 
 
 def _leave() -> None:
@@ -301,20 +316,6 @@ def _leave() -> None:
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(2)
-
-
-def _with_descendants(pids: Iterable[int]) -> set[int]:
-    children: dict[int, list[int]] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            parent = int(path.read_text().rpartition(")")[2].split()[1])
-            children.setdefault(parent, []).append(int(path.parent.name))
-    found: set[int] = set()
-    waiting = list(pids)
-    while waiting:
-        found.add(waiting.pop())
-        waiting += [pid for parent in found for pid in children.get(parent, ()) if pid not in found]
-    return found
 
 
 def _connected() -> bool:
@@ -354,10 +355,10 @@ class _SessionFolder:
     def __init__(self) -> None:
         base = os.environ.get("RAY_TMPDIR") or "/tmp"
         for stale in Path(base).glob(f"{_PREFIX}*"):
-            with suppress(OSError), _locked(stale):
-                shutil.rmtree(stale, ignore_errors=True)
+            with suppress(OSError):
+                _remove_stale(stale)
         self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
-        self._lock: IO[bytes] = _locked(self.path)  # goes when this process does
+        self._lock = _locked(self.path)  # goes when this process does
 
     def remove(self, log: Path | None) -> None:
         """Removes it, after Ray's own logs have been moved to `log`."""
@@ -368,19 +369,31 @@ class _SessionFolder:
                     if path.is_file() and path.stat().st_size:
                         shutil.move(path, log / path.name)
         shutil.rmtree(self.path, ignore_errors=True)
-        self._lock.close()
+        os.close(self._lock)
 
 
-def _locked(folder: Path) -> IO[bytes]:
-    """An exclusive lock on a folder.
+def _remove_stale(folder: Path) -> None:
+    """Removes the folder of a process that is gone; an empty one may be of a process that is about to lock it."""
+    lock = _locked(folder)
+    try:
+        if any(folder.iterdir()):
+            shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(lock)
+
+
+def _locked(folder: Path) -> int:
+    """An exclusive lock on a folder of this user, as a file descriptor.
 
     Raises:
-        OSError: if another process holds it.
+        OSError: if another process holds it, or it is somebody else's.
     """
-    file = (folder / "lock").open("wb")
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(handle).st_uid != os.getuid():
+            raise PermissionError(f"{folder} belongs to another user")
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        file.close()
+        os.close(handle)
         raise
-    return file
+    return handle

@@ -21,7 +21,7 @@ import yaml
 
 from formats.errors import UsageError
 from formats.manifest import SHARDS
-from formats.shard import ShardSummary
+from formats.shard import ShardSummary, safe_shard_name
 from pipelines.card import card
 from pipelines.energon import write_meta, write_offsets
 from pipelines.opened import OpenBuild, Stored
@@ -101,7 +101,7 @@ def _appearing(out: Path) -> Iterator[Path]:
 def _by_shard(build: OpenBuild) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Lines of the index, one shard's at a time."""
     for name, rows in groupby(build.in_order(), key=itemgetter("shard")):
-        yield name, list(rows)
+        yield safe_shard_name(name), list(rows)
 
 
 def _to_hf(build: OpenBuild, out: Path, progress: Progress) -> str:
@@ -188,7 +188,7 @@ def _to_energon(build: OpenBuild, out: Path, progress: Progress) -> str:
     for name, rows in _by_shard(build):
         with build.root.open(f"{SHARDS}/{name}") as source, (out / SHARDS / name).open("wb") as target:
             shutil.copyfileobj(source, target, 1 << 20)
-        write_offsets(out / SHARDS / name, rows)
+        write_offsets(out / SHARDS / name, [row["offset"] for row in rows], [row["size"] for row in rows])
         progress.advance(len(rows))
     write_meta(out, [ShardSummary(**shard) for shard in build.manifest["shards"]])
     return 'megatron.energon.get_train_dataset("OUT", …)'

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from formats.errors import BuildError
-from formats.manifest import FORMAT, INDEX, REJECTS, SHARDS, file_sha256, write_atomically, write_manifest
+from formats.manifest import FORMAT, INDEX, MANIFEST, REJECTS, SHARDS, file_sha256, write_atomically, write_manifest
 from formats.protocol import VERSION
 from formats.shard import INDEX_SCHEMA, ShardSummary, shard_name
 from formats.tokens import IMAGE_TOKEN, TOKENS_PER_IMAGE, ChatTokenizer
@@ -63,6 +63,7 @@ class Finisher:
         Raises:
             BuildError: if a component is short of what the recipe insists on.
         """
+        (self.out / MANIFEST).unlink(missing_ok=True)  # of a build that is retried; from here on it is unfinished
         tallies = {name: Tally() for name in self.planner.pools}
         shards = self._index(notes, tallies)
         rejected = self._ledger(notes, tallies)
@@ -114,7 +115,9 @@ class Finisher:
                 index.add(_with_shard(rows, names[note.number]))
                 _count(tallies, rows)
                 self._publish(note.number, names[note.number])
-                write_offsets(self.out / SHARDS / names[note.number], rows)
+                write_offsets(
+                    self.out / SHARDS / names[note.number], rows["offset"].to_pylist(), rows["size"].to_pylist()
+                )
         self._remove_strays(set(names.values()))
         return [ShardSummary(f"{SHARDS}/{names[n.number]}", n.sha256, n.bytes, n.samples) for n in filled]
 
@@ -159,6 +162,7 @@ class Finisher:
             "asked": pool.asked,
             "pool": pool.size,
             "filtered": dict(sorted(pool.filtered.items())),
+            "dropped": dict(sorted(pool.dropped.items())),
             "drawn": pool.drawn,
             "kept": tally.kept,
             "rejected": tally.rejects.total(),

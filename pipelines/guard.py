@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection, Pipe
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
-from formats.errors import Reject
+from formats.errors import Reason, Reject
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -32,8 +32,18 @@ _PR_SET_PDEATHSIG = 1
 _PATIENCE = 3  # clock time over computing time, so that what is rejected does not depend on how busy the machine is
 
 
-class _Died(Exception):
-    """The child is gone."""
+class _Failed(Exception):
+    """The child is gone, or out of memory.
+
+    Args:
+        final: whether another child could fare no better.
+    """
+
+    def __init__(self, reason: Reason, detail: str, *, final: bool = False) -> None:
+        super().__init__(reason, detail)
+        self.reason: Reason = reason
+        self.detail = detail
+        self.final = final
 
 
 class Guard:
@@ -65,37 +75,45 @@ class Guard:
 
         Raises:
             Reject: "timeout", "decoder-crash" if the child dies twice over it (once may be somebody else's doing),
-                "too-large" if it runs out of memory.
+                "too-large" if it runs out of memory in a fresh child (in another, earlier calls' leftovers count).
             Exception: whatever the function raises, a `Reject` among others.
         """
         for last in (False, True):
             try:
                 return self._attempt(function, args, kwargs)
-            except _Died as death:
-                if last:
-                    raise Reject("decoder-crash", str(death)) from death
+            except _Failed as failure:
+                if last or failure.final:
+                    raise Reject(failure.reason, failure.detail) from failure
         raise AssertionError("unreachable")
 
     def _attempt(self, function: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
+        name = getattr(function, "__name__", "the function")
+        try:
+            succeeded, result = self._exchange((function, args, kwargs))
+        except (EOFError, ConnectionError) as error:
+            raise self._death(name) from error
+        except TimeoutError as error:
+            self.close()
+            raise Reject("timeout", f"{name} took more than {self._deadline:g} s") from error
+        except BaseException:  # cancelled in the middle: its late answer would be taken for that of the next call
+            self.close()
+            raise
+        if succeeded:
+            return result  # type: ignore[no-any-return]
+        if isinstance(result, MemoryError):
+            raise self._out_of_memory(name)
+        raise result
+
+    def _exchange(self, call: tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]) -> tuple[bool, Any]:
+        """Sends a call and receives whether it succeeded, and its result or error."""
         if self._left <= 0 or self._child is None or self._child.poll() is not None:
             self._start()
         assert self._pipe is not None
         self._left -= 1
-        name = getattr(function, "__name__", "the function")
-        try:
-            self._pipe.send((function, args, kwargs))
-            if not self._answers():
-                self.close()
-                raise Reject("timeout", f"{name} took more than {self._deadline:g} s")
-            succeeded, result = self._pipe.recv()
-        except (EOFError, ConnectionError) as error:
-            raise self._death(name) from error
-        if succeeded:
-            return result  # type: ignore[no-any-return]
-        if isinstance(result, MemoryError):
-            self.close()  # what is left of its memory is in pieces
-            raise Reject("too-large", f"{name} needs more than {self._memory >> 20} MiB")
-        raise result
+        self._pipe.send(call)
+        if not self._answers():
+            raise TimeoutError
+        return self._pipe.recv()  # type: ignore[no-any-return]
 
     def _answers(self) -> bool:
         """Waits for the answer: `deadline` seconds of the child's own time, or a few times that by the clock."""
@@ -159,11 +177,16 @@ class Guard:
     def _death(self, name: str) -> Exception:
         assert self._child is not None
         code = self._child.wait()
-        self.close()
         if code == _OUT_OF_MEMORY:
-            return Reject("too-large", f"{name} needs more than {self._memory >> 20} MiB")
+            return self._out_of_memory(name)
+        self.close()
         how = signal.Signals(-code).name if code < 0 else f"exit status {code}"
-        return _Died(f"{name} ended the process: {how}")
+        return _Failed("decoder-crash", f"{name} ended the process: {how}")
+
+    def _out_of_memory(self, name: str) -> _Failed:
+        fresh = self._left == self._calls - 1
+        self.close()  # what is left of its memory is in pieces
+        return _Failed("too-large", f"{name} needs more than {self._memory >> 20} MiB", final=fresh)
 
 
 def _serve(pipe: "Connection[Any, Any]") -> None:

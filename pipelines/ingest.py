@@ -2,9 +2,9 @@
 
 import fcntl
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from formats.catalog import CATALOG_SCHEMA, to_row
+from formats.catalog import CATALOG_SCHEMA, CATALOG_VERSION, to_row
 from formats.errors import BuildError, SourceError
 from formats.manifest import fingerprint, temporary, write_atomically
 from formats.sample import Sample
@@ -22,6 +22,9 @@ from pipelines.sources.base import Rejected, Source
 from pipelines.sources.registry import source_named
 from pipelines.storage import Root, absolute
 from recipes.schema import SourceLocation
+
+MARKS = ("n_refusals", "n_emails", "n_phones", "n_cards", "language_mismatch")
+"""Scores that give junk away at a glance."""
 
 _GROUP_ROWS = 2_000
 _GROUP_CHARS = 16 << 20  # LongAlign has half a million characters a record
@@ -55,7 +58,12 @@ class PartTask:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What came of one annotation file."""
+    """What came of one annotation file.
+
+    Attributes:
+        version: the catalog's; empty before catalogs had one.
+        marked: samples that a score gives away, by the score.
+    """
 
     name: str
     file: str
@@ -64,6 +72,8 @@ class Part:
     records: int
     usable: int
     rejected: int
+    version: str = ""
+    marked: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,16 +96,17 @@ class Catalog:
 
     @property
     def sha256(self) -> str:
-        """Fingerprint of what was read, and by which version of the adapter."""
-        return fingerprint([source_named(self.location.source).version, self.hashes])
+        """Fingerprint of what was read, and by which versions of the adapter and the scores."""
+        return fingerprint([CATALOG_VERSION, source_named(self.location.source).version, self.hashes])
 
     def summary(self) -> dict[str, Any]:
         """Counts for the manifest; nothing in it depends on time or place."""
         keys = ("file", "sha256", "bytes", "records", "usable", "rejected")
         files = [{key: getattr(part, key) for key in keys} for part in self.parts]
+        marked = {name: sum(part.marked.get(name, 0) for part in self.parts) for name in MARKS}
         source = source_named(self.location.source)
         totals = {key: sum(getattr(part, key) for part in self.parts) for key in ("records", "usable", "rejected")}
-        return {"hub_id": source.hub_id, "licence": source.licence, **totals, "files": files}
+        return {"hub_id": source.hub_id, "licence": source.licence, **totals, "marked": marked, "files": files}
 
 
 @contextmanager
@@ -116,6 +127,8 @@ def ingested(
         try:
             alone = {place.source: held.enter_context(_held(catalog / place.source, progress)) for place in locations}
             tasks = {place: _tasks(place, catalog / place.source) for place in locations}
+            for place in locations:
+                _note_other_version(catalog / place.source, progress)
             _read(list(chain.from_iterable(tasks.values())), executor, progress)
             catalogs = [_finish(place, catalog / place.source, mine) for place, mine in tasks.items()]
             for done in catalogs:
@@ -171,15 +184,28 @@ def _part_name(source: Source, root: Root, file: str) -> str:
     """A name that stands for a file as it is now: its place, size and time (or entity tag), and the adapter."""
     info = root.info(file)
     changed = info.get("mtime") or info.get("ETag") or info.get("LastModified")
-    return "part-" + fingerprint([source.version, root.url, file, info["size"], str(changed)])[:16]
+    return "part-" + fingerprint([CATALOG_VERSION, source.version, root.url, file, info["size"], str(changed)])[:16]
 
 
 def _part(task: PartTask) -> Part | None:
     """What an earlier run has read."""
+    return _summary(Path(task.folder) / f"{task.name}.json")
+
+
+def _summary(file: Path) -> Part | None:
     try:
-        return Part(**json.loads((Path(task.folder) / f"{task.name}.json").read_bytes()))
+        return Part(**json.loads(file.read_bytes()))
     except (FileNotFoundError, ValueError, TypeError):
         return None
+
+
+def _note_other_version(folder: Path, progress: Progress) -> None:
+    """Says why files are read again although they have not changed."""
+    versions = {part.version for file in folder.glob("part-*.json") if (part := _summary(file))}
+    if versions and CATALOG_VERSION not in versions:
+        progress.note(
+            f"{folder} is of another version ({min(versions) or '1'}, not {CATALOG_VERSION}); its files are read again"
+        )
 
 
 def ingest_file(task: PartTask) -> Part:
@@ -204,7 +230,9 @@ def ingest_file(task: PartTask) -> Part:
             for sample in outcome:
                 writer.add(sample)
     size = root.info(task.file)["size"]
-    part = Part(task.name, task.file, root.sha256(task.file), size, records, usable, rejected)
+    part = Part(
+        task.name, task.file, root.sha256(task.file), size, records, usable, rejected, CATALOG_VERSION, writer.marked
+    )
     write_atomically(folder / f"{task.name}.json", json.dumps(asdict(part), indent=2).encode())
     return part
 
@@ -216,6 +244,7 @@ class _PartWriter:
         self._writer = pq.ParquetWriter(path, CATALOG_SCHEMA, compression="zstd")
         self._buffer: list[dict[str, Any]] = []
         self._chars = 0
+        self.marked = dict.fromkeys(MARKS, 0)
 
     def __enter__(self) -> "_PartWriter":
         return self
@@ -228,6 +257,8 @@ class _PartWriter:
         row = to_row(sample)
         self._buffer.append(row)
         self._chars += row["n_chars"]
+        for mark in MARKS:
+            self.marked[mark] += bool(row[mark])
         if len(self._buffer) >= _GROUP_ROWS or self._chars >= _GROUP_CHARS:
             self._flush()
 

@@ -11,19 +11,29 @@ from formats.errors import BuildError, Reject
 from formats.imaging import EncodedImage, ImageSettings
 from formats.manifest import SHARDS
 from formats.sample import Media
-from formats.shard import Place, ShardSummary, ShardWriter, encode_record, members_of
+from formats.shard import (
+    SCORES,
+    TEXT_SCORES,
+    Place,
+    ShardSummary,
+    ShardWriter,
+    encode_record,
+    members_of,
+    safe_shard_name,
+)
 from formats.tokens import ChatTokenizer
 from formats.video import VideoSettings
+from pipelines.curate import picture_scores, refuse_junk
 from pipelines.guard import Guard
 from pipelines.media import MediaStore, render_media
-from pipelines.notes import ShardNote, leave_note, remains, shard_file
+from pipelines.notes import BEFORE, ShardNote, leave_note, remains, shard_file
 from pipelines.plan import read_rows
 from pipelines.render import render_sample
 from pipelines.storage import Root
 from recipes.schema import Recipe
 
-_RECORD_SECONDS = 3600.0  # for a record alone in its process, all its media, each with a deadline of its own
-_RECORD_MEMORY = 16 << 30
+RECORD_SECONDS = 3600.0  # for a record alone in its process, all its media, each with a deadline of its own
+RECORD_MEMORY = 16 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +51,10 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class ShardTask:
-    """One shard to build: rows `start` … `stop` of a round, whose first sample has position `position`."""
+    """One shard to build: rows `start` … `stop` of a round, whose first sample has position `position`.
+
+    `plan` is the fingerprint of those rows.
+    """
 
     settings: Settings
     number: int
@@ -49,6 +62,7 @@ class ShardTask:
     start: int
     stop: int
     position: int
+    plan: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +84,11 @@ def build_shard(task: ShardTask) -> ShardNote:
     dead = remains(work, task.number)
     for path in dead:
         path.unlink(missing_ok=True)
-    with ShardWriter(shard_file(work, task.number)) as shard, Guard(_RECORD_SECONDS, _RECORD_MEMORY) as alone:
+    with ShardWriter(shard_file(work, task.number)) as shard, Guard(RECORD_SECONDS, RECORD_MEMORY, calls=1) as alone:
         render = (lambda row, settings: alone.call(render_row, row, settings)) if dead else render_row
         index, rejects = _fill(shard, task, render)
         summary = shard.finish() if index else ShardSummary("", "", 0, 0)
-    return leave_note(work, task.number, summary.sha256, summary.bytes, index, rejects)
+    return leave_note(work, task.number, summary.sha256, summary.bytes, index, rejects, task.plan)
 
 
 def _fill(
@@ -106,13 +120,18 @@ def render_row(row: Mapping[str, Any], settings: Settings) -> Ready:
     """
     if row["replayed"]:
         return _replay(row, settings)
+    if row.get("made"):
+        return _copy(Path(settings.work) / BEFORE / SHARDS, row["made"], "this build")
     if row["record"] is None:
         raise BuildError(f"{row['uid']} is in an earlier build but not in the catalog; were its sources changed?")
     recipe = settings.recipe
     component = recipe.components[row["component"]]
     sample = from_row(row["record"])
     tiles = component.max_tiles if component.subimage else None
-    groups = [_open(media, _root_of(media, sample.source, settings), recipe, tiles) for media in sample.media]
+    opened = [_open(media, _root_of(media, sample.source, settings), recipe, tiles) for media in sample.media]
+    groups = [images for images, _ in opened]
+    pictures = picture_scores(groups, [size for _, size in opened if size is not None])
+    refuse_junk(pictures, recipe.steps(row["component"]))
     provenance: dict[str, Any] = {"copy": row["copy"]} if row["copy"] else {}
     if component.subimage:
         provenance["build"] = {"name": component.subimage, "recipe_sha256": settings.build_hashes[component.subimage]}
@@ -133,22 +152,30 @@ def render_row(row: Mapping[str, Any], settings: Settings) -> Ready:
         "n_tokens": rendered.counts.total,
         "n_target_tokens": rendered.counts.targets,
         "n_turns": len(rendered.record["conversations"]),
+        "flags": list(sample.flags),
+        **{name: row["record"][name] for name, _ in TEXT_SCORES},
+        **asdict(pictures),
     }
     return Ready(encode_record(rendered.record), rendered.images, columns)
 
 
 def _replay(row: Mapping[str, Any], settings: Settings) -> Ready:
     """A sample of an earlier build: its JSON and images byte for byte."""
-    stored = row["stored"]
     origin = settings.recipe.components[row["component"]].replay or ""
-    path = Path(settings.builds[origin]) / SHARDS / stored["shard"]
+    return _copy(Path(settings.builds[origin]) / SHARDS, row["stored"], origin)
+
+
+def _copy(shards: Path, stored: Mapping[str, Any], build: str) -> Ready:
+    """The sample of a line of an index."""
+    path = shards / safe_shard_name(stored["shard"])
     with path.open("rb") as file:
         file.seek(stored["offset"])
         data = file.read(stored["size"])
     if Place.of(0, data).sha256 != stored["sha256"]:
-        raise BuildError(f"{path}: sample {stored['key']} is not what its index says; rebuild {origin} and try again")
+        raise BuildError(f"{path}: sample {stored['key']} is not what its index says; rebuild {build} and try again")
     _, record, images = members_of(data)
     counts = {name: value for name, value in stored.items() if name.startswith("n_")}
+    counts |= {name: stored[name] for name, _ in SCORES}
     return Ready(record, images, {"source": stored["source"], "modality": stored["modality"], **counts})
 
 
@@ -158,10 +185,12 @@ def _root_of(media: Media, source: str, settings: Settings) -> str:
     return (settings.annotation_roots if embedded else settings.media_roots)[source]
 
 
-def _open(media: Media, root: str, recipe: Recipe, max_tiles: int | None) -> list[EncodedImage]:
+def _open(media: Media, root: str, recipe: Recipe, max_tiles: int | None) -> tuple[list[EncodedImage], int | None]:
+    """What a medium becomes, and the size of its file if that is a picture."""
     data = _media_store(root).fetch(media)
     guard = _guard(recipe.limits.seconds, recipe.limits.memory_mb << 20)
-    return guard.call(render_media, media, data, image_settings(recipe), video_settings(recipe), max_tiles)
+    images = guard.call(render_media, media, data, image_settings(recipe), video_settings(recipe), max_tiles)
+    return images, len(data) if media.kind == "image" else None
 
 
 def image_settings(recipe: Recipe) -> ImageSettings:

@@ -64,7 +64,8 @@ def _frame_folder(media: Media, folder: Path, images: ImageSettings, video: Vide
     """A video that upstream ships as a folder of pictures (ShareGPTVideo): in order of names, times unknown."""
     if media.start is not None or media.end is not None:
         raise Reject("broken-video", f"{media.path} is a folder of frames, which has no clock to cut a clip by")
-    files = [file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES]
+    with _readable(media.path):
+        files = [file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES]
     if not files:
         raise Reject("broken-video", f"{media.path} is a folder without pictures")
     shown = []
@@ -256,6 +257,8 @@ class _Folder:
             local_video = kind == "video" and self._root.is_local
             if info["type"] == "directory" and not local_video:
                 raise Reject("media-unreadable", f"{member} is a folder")
+            if info["type"] == "other":  # a pipe or device, which may have no end
+                raise Reject("media-unreadable", f"{member} is no file")
             limit = _LIMITS[kind] if local_video else _memory_limit(kind)
             _check_size(info["size"], limit, member)
             return self._root.full(member) if local_video else self._root.read(member)

@@ -5,6 +5,7 @@
 .build/shards/000007.json            the note that it is done, written last
 .build/shards/.000007.tar.*.tmp      left only by a worker that died over the shard
 .build/names.json                    shards by final name, once they are moved to their place
+.build/before/                       the finished build as it was, while records of it are tried again
 """
 
 import json
@@ -18,7 +19,9 @@ import pyarrow.parquet as pq
 
 from formats.manifest import SHARDS, write_atomically
 from formats.shard import INDEX_SCHEMA
+from pipelines.curate import PICTURE_REASONS
 
+BEFORE = "before"
 _NAMES = "names.json"
 
 
@@ -31,6 +34,8 @@ class ShardNote:
         bytes, index_bytes: sizes of its files.
         kept, failed: samples and rejected records by component.
         reasons: rejected records by reason.
+        dropped: those of them that a recipe's filters rejected, by "component/reason".
+        plan: fingerprint of the rows that it was made of.
     """
 
     number: int
@@ -43,6 +48,8 @@ class ShardNote:
     kept: Counter[str]
     failed: Counter[str]
     reasons: Counter[str]
+    dropped: Counter[str]
+    plan: str
 
 
 def shard_file(work: Path, number: int) -> Path:
@@ -61,7 +68,13 @@ def note_file(work: Path, number: int) -> Path:
 
 
 def leave_note(
-    work: Path, number: int, sha256: str, size: int, rows: list[dict[str, Any]], rejects: list[dict[str, Any]]
+    work: Path,
+    number: int,
+    sha256: str,
+    size: int,
+    rows: list[dict[str, Any]],
+    rejects: list[dict[str, Any]],
+    plan: str = "",
 ) -> ShardNote:
     """Writes down that a shard is done, its rows of the index first, the note itself last."""
     index = pa.BufferOutputStream()
@@ -78,6 +91,8 @@ def leave_note(
         kept=Counter(row["component"] for row in rows),
         failed=Counter(reject["component"] for reject in rejects),
         reasons=Counter(reject["reason"] for reject in rejects),
+        dropped=Counter(f"{r['component']}/{r['reason']}" for r in rejects if r["reason"] in PICTURE_REASONS),
+        plan=plan,
     )
     write_atomically(index_file(work, number), data)
     content = json.dumps(
@@ -91,7 +106,7 @@ def load_note(work: Path, number: int) -> ShardNote | None:
     """The note of a shard that is done; None if there is none, or if it, its shard or its rows are not whole."""
     try:
         content = _content(work, number)
-        counters = {name: Counter(content[name]) for name in ("kept", "failed", "reasons")}
+        counters = {name: Counter(content[name]) for name in ("kept", "failed", "reasons", "dropped")}
         note = ShardNote(**{**content, **counters})
         whole = index_file(work, number).stat().st_size == note.index_bytes and (
             not note.sha256 or _shard_place(work, number).stat().st_size == note.bytes
@@ -110,6 +125,11 @@ def load_rejects(work: Path, number: int) -> list[dict[str, Any]]:
 def load_rows(work: Path, number: int) -> pa.Table:
     """A finished shard's rows of the index; column `shard` is empty."""
     return pq.read_table(index_file(work, number), schema=INDEX_SCHEMA)
+
+
+def forget(work: Path, number: int) -> None:
+    """Removes the note of a shard, so that it is built again."""
+    note_file(work, number).unlink(missing_ok=True)
 
 
 def remains(work: Path, number: int) -> list[Path]:

@@ -14,7 +14,7 @@ import pyarrow.dataset as ds
 
 from formats.errors import BuildError, UsageError
 from formats.manifest import INDEX, MANIFEST, REJECTS, SHARDS, TOKENIZER, parse_manifest
-from formats.shard import read_record, read_sample
+from formats.shard import read_record, read_sample, safe_shard_name
 from formats.tokens import ChatTokenizer
 from pipelines.storage import Root
 
@@ -90,13 +90,13 @@ class OpenBuild:
 
     def stored(self, row: Mapping[str, Any]) -> Stored:
         """The sample of a line of the index."""
-        with self.root.open(f"{SHARDS}/{row['shard']}") as file:
+        with self.root.open(f"{SHARDS}/{safe_shard_name(row['shard'])}") as file:
             _, record, images = read_sample(file, row["offset"], row["size"])
         return Stored(dict(row), record, images)
 
     def record(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The JSON of a sample, without reading its images."""
-        with self.root.open(f"{SHARDS}/{row['shard']}") as file:
+        with self.root.open(f"{SHARDS}/{safe_shard_name(row['shard'])}") as file:
             return read_record(file, row["offset"])
 
     @contextmanager

@@ -169,6 +169,7 @@ def _conservation(manifest: Mapping[str, Any]) -> list[Table]:
     ]
     return [
         Table("sources", "Read", ("source", "records", "usable", "rejected"), sources, "records = usable + rejected"),
+        *_dropped(manifest),
         Table(
             "components",
             "Drawn",
@@ -177,6 +178,23 @@ def _conservation(manifest: Mapping[str, Any]) -> list[Table]:
             "asked = kept + short, drawn = kept + rejected, rejected = the sum of its reasons",
         ),
     ]
+
+
+def _dropped(manifest: Mapping[str, Any]) -> list[Table]:
+    """What the recipe's filters took out before the draw, if anything."""
+    found = {name: c.get("dropped", {}) for name, c in manifest["components"].items()}
+    steps = sorted({step for dropped in found.values() for step in dropped})
+    if not steps:
+        return []
+    rows = []
+    for name, dropped in found.items():
+        pool, total = manifest["components"][name]["pool"], sum(dropped.values())
+        share = f"{total / (pool + total):.1%}" if total else "0.0%"
+        counts = [_number(n) for n in (pool + total, *(dropped.get(step, 0) for step in steps), pool)]
+        rows.append([name, *counts, share])
+    columns = ("component", "selected", *steps, "pool", "dropped")
+    about = "selected = pool + the sum of what each step drops; filters of pictures are among the rejects below"
+    return [Table("dropped", "Dropped by filters", columns, rows, about)]
 
 
 def _figures(found: Mapping[str, Any], by: str) -> Table:

@@ -7,7 +7,8 @@ large either is; of two components of one kind with overlapping filters, the lat
 takes. Order: the drawn records are laid out by md5(seed/order/component/uid/copy).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -19,14 +20,16 @@ import pyarrow.parquet as pq
 
 from formats.errors import RecipeError
 from formats.manifest import INDEX
+from formats.shard import SCORES
+from pipelines.curate import Drops, conditions
 from pipelines.ingest import Catalog
 from pipelines.sql import parquet as _parquet
 from pipelines.sql import text as _text
 from pipelines.sql import texts as _texts
-from recipes.schema import Component, Filters, Recipe
+from recipes.schema import Component, Filters, Recipe, Steps
 
 _MEMORY = "1300MB"  # beyond it DuckDB spills; the process needs half as much again
-_REPLAY_FILTERS = {"modality", "min_turns", "max_turns"}  # what an index can answer
+_REPLAY_FILTERS = {"modality", "min_turns", "max_turns"}  # what an index can answer, besides steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,8 @@ class Pool:
 
     Attributes:
         size: records that pass the filters.
-        filtered: records that do not, by the first condition that fails.
+        filtered: records that are not selected, by the first condition that fails.
+        dropped: records that are, but that a step calls junk, by the first step.
         asked: how many samples the recipe wants.
         drawn: how many ranks of the pool are used up; grows as failed records are replaced.
     """
@@ -53,6 +57,7 @@ class Pool:
     component: Component
     size: int
     filtered: dict[str, int]
+    dropped: dict[str, int]
     asked: int
     drawn: int = 0
 
@@ -87,6 +92,7 @@ class Planner:
     passed_over: Path | None = None
     """Parquet (component, uid, reason) of records that are left out, from `pipelines.overlaps`."""
     pools: dict[str, Pool] = field(default_factory=dict)
+    made: Sequence[Path] = ()  # Parquet files of what need not be rendered again: component, uid, copy, made
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -111,6 +117,10 @@ class Planner:
     def short(self) -> list[Pool]:
         """The components whose pool is too small for what they are asked."""
         return [pool for pool in self.pools.values() if pool.size < pool.asked and not pool.repeats]
+
+    def drops(self) -> Drops:
+        """What steps drop before the draw."""
+        return {name: (pool.size, pool.dropped) for name, pool in self.pools.items()}
 
     def uids(self, name: str, start: int, stop: int) -> pa.ChunkedArray:
         """The records at ranks `start` … `stop` of a component's pool; ranks past its end start over."""
@@ -144,50 +154,67 @@ class Planner:
                     SELECT *, md5({_text(f"{self.recipe.seed}/order/")} || component || '/' || uid || '/' || copy) AS o
                     FROM ({" UNION ALL ".join(slices)})
                 ), laid AS (SELECT * EXCLUDE o, {first} - 1 + row_number() OVER (ORDER BY o) AS position FROM drawn)
-                SELECT laid.*, record FROM laid LEFT JOIN ({self._records()}) AS records
-                ON records.uid = laid.uid AND NOT laid.replayed ORDER BY position
+                SELECT laid.*, record{", made" if self.made else ""}
+                FROM laid LEFT JOIN ({self._records()}) AS records ON records.uid = laid.uid AND NOT laid.replayed
+                {self._made()}
+                ORDER BY position
             ) TO {_text(str(file))} (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 2048)"""
         )
         return Round(file, first, pq.read_metadata(file).num_rows)
 
+    def rewind(self) -> None:
+        """Begins to draw anew."""
+        for pool in self.pools.values():
+            pool.drawn = 0
+
     # Pools ----------------------------------------------------------------------------------------------------------
 
     def _pool(self, name: str, component: Component) -> Pool:
-        candidates = self._source_candidates(component) if component.source else self._build_candidates(name, component)
+        steps = self.recipe.steps(name)
+        if component.source:
+            candidates = self._source_candidates(component, steps)
+        else:
+            candidates = self._build_candidates(name, component, steps)
         candidates = self._less_passed_over(name, candidates)
         origin = name if component.source else component.origin
         direction = "DESC" if component.subimage else "ASC"
         self._db.execute(
             f"""CREATE TEMP TABLE candidates AS
-                SELECT uid, stored, reason, md5({_text(f"{self.recipe.seed}/draw/{origin}/")} || uid) AS draw
+                SELECT uid, stored, reason, step, md5({_text(f"{self.recipe.seed}/draw/{origin}/")} || uid) AS draw
                 FROM ({candidates})"""
         )
         self._db.execute(
             f"""COPY (
                 SELECT row_number() OVER (ORDER BY draw {direction}, stored.key) - 1 AS rank, uid, stored
-                FROM candidates WHERE reason IS NULL ORDER BY rank
+                FROM candidates WHERE reason IS NULL AND step IS NULL ORDER BY rank
             ) TO {_text(str(self.pool_file(name)))} (FORMAT parquet)"""
         )
-        reasons = self._db.execute(
-            "SELECT reason, count(*) FROM candidates WHERE reason IS NOT NULL GROUP BY reason ORDER BY reason"
-        ).fetchall()
-        size = self._count("FROM candidates WHERE reason IS NULL")
+        filtered = self._counts("SELECT reason, count(*) FROM candidates WHERE reason IS NOT NULL")
+        dropped = self._counts("SELECT step, count(*) FROM candidates WHERE reason IS NULL AND step IS NOT NULL")
+        size = self._count("FROM candidates WHERE reason IS NULL AND step IS NULL")
         self._db.execute("DROP TABLE candidates")
-        return Pool(name, component, size, dict(reasons), size if component.count == "all" else component.count)
+        return Pool(name, component, size, filtered, dropped, size if component.count == "all" else component.count)
 
-    def _source_candidates(self, component: Component) -> str:
-        reason = _reason(component.filters)
-        return f'SELECT uid, {_NOT_STORED} AS stored, {reason} AS reason FROM "catalog {component.source}"'
+    def _source_candidates(self, component: Component, steps: Steps) -> str:
+        reason, step = _reason(component.filters), _step(conditions(steps, of_index=False))
+        catalog = f'"catalog {component.source}"'
+        return f"SELECT uid, {_NOT_STORED} AS stored, {reason} AS reason, {step} AS step FROM {catalog}"
 
-    def _build_candidates(self, name: str, component: Component) -> str:
-        unanswerable = component.filters.model_fields_set - _REPLAY_FILTERS
+    def _build_candidates(self, name: str, component: Component, steps: Steps) -> str:
+        unanswerable = component.filters.model_fields_set - _REPLAY_FILTERS - Steps.model_fields.keys()
         if unanswerable:
             raise RecipeError(
                 f"components.{name}.filters.{min(unanswerable)}: an earlier build's index cannot answer it;"
                 f" {', '.join(sorted(_REPLAY_FILTERS))} can be used with replay and subimage"
             )
         build = self.builds[component.origin]
-        reason = _reason(component.filters)
+        reason, junk = _reason(component.filters), conditions(steps, of_index=True)
+        scored = {name for name, _ in SCORES} & set(pq.read_schema(build.folder / INDEX).names)
+        if junk and not scored:
+            raise RecipeError(
+                f"components.{name}: {min(junk)} cannot be told of the build {build.name!r}, which was made before"
+                " indexes had scores; rebuild it, or leave filters out"
+            )
         # A build that went through its pool again holds a record more than once; here it counts once.
         table = f"(SELECT DISTINCT ON (id) * FROM {_parquet([build.folder / INDEX])} ORDER BY id, key)"
         taken = self._taken(component.origin)
@@ -196,14 +223,17 @@ class Planner:
             reason = f"CASE WHEN n_tokens > {self.recipe.sequence_length} THEN 'too-long' ELSE {reason} END"
         else:
             reason = f"CASE WHEN modality NOT IN ('image', 'multi_image') THEN 'no-picture' ELSE {reason} END"
-        return f"SELECT id AS uid, {_STORED} AS stored, {reason} AS reason FROM {table}"
+        return (
+            f"SELECT id AS uid, {as_stored(scored)} AS stored, {reason} AS reason, {_step(junk)} AS step FROM {table}"
+        )
 
     def _less_passed_over(self, name: str, candidates: str) -> str:
         if self.passed_over is None:
             return candidates
         mine = f"(SELECT uid, reason AS overlap FROM {_parquet([self.passed_over])} WHERE component = {_text(name)})"
         return (
-            f"SELECT uid, stored, coalesce(reason, overlap) AS reason FROM ({candidates}) LEFT JOIN {mine} USING (uid)"
+            "SELECT uid, stored, coalesce(reason, overlap) AS reason, step"
+            f" FROM ({candidates}) LEFT JOIN {mine} USING (uid)"
         )
 
     def _taken(self, build: str) -> str:
@@ -229,12 +259,22 @@ class Planner:
         names = [catalog.location.source for catalog in self.catalogs]
         return " UNION ALL ".join(f'SELECT uid, c AS record FROM "catalog {name}" AS c' for name in names)
 
+    def _made(self) -> str:
+        """Joins what need not be rendered again to the rows that are laid out."""
+        if not self.made:
+            return ""
+        same = " AND ".join(f"before.{column} = laid.{column}" for column in ("component", "uid", "copy"))
+        return f"LEFT JOIN {_parquet(self.made)} AS before ON {same}"
+
     def _pool_table(self, name: str) -> str:
         return _parquet([self.pool_file(name)])
 
     def pool_file(self, name: str) -> Path:
         """Parquet (rank, uid, stored) of what a component can draw, in the order in which it does."""
         return self.folder / f"pool-{name}.parquet"
+
+    def _counts(self, query: str) -> dict[str, int]:
+        return dict(self._db.execute(f"{query} GROUP BY 1 ORDER BY 1").fetchall())
 
     def _count(self, query: str) -> int:
         (count,) = self._db.execute(f"SELECT count(*) {query}").fetchone() or (0,)
@@ -243,12 +283,23 @@ class Planner:
 
 _INDEX_COLUMNS = ("key", "shard", "offset", "size", "sha256", "source", "modality")
 _INDEX_COUNTS = ("n_images", "n_text_tokens", "n_tokens", "n_target_tokens", "n_turns")
-_STORED = "{" + ", ".join(f"'{c}': \"{c}\"" for c in (*_INDEX_COLUMNS, *_INDEX_COUNTS)) + "}"
+_SQL_TYPES = {
+    **{pa.string(): "VARCHAR", pa.list_(pa.string()): "VARCHAR[]", pa.bool_(): "BOOLEAN"},
+    **{pa.int32(): "INTEGER", pa.int64(): "BIGINT", pa.float64(): "DOUBLE"},
+}
+_SCORES = {name: _SQL_TYPES[kind] for name, kind in SCORES}
 _NOT_STORED = (
     'NULL::STRUCT(key VARCHAR, shard VARCHAR, "offset" BIGINT, size BIGINT, sha256 VARCHAR, source VARCHAR,'
     " modality VARCHAR, n_images INTEGER, n_text_tokens INTEGER, n_tokens INTEGER, n_target_tokens INTEGER,"
-    " n_turns INTEGER)"
+    f" n_turns INTEGER, {', '.join(f'{name} {kind}' for name, kind in _SCORES.items())})"
 )
+
+
+def as_stored(scored: Collection[str]) -> str:
+    """What replay copies of an index's row, as SQL; `scored` are the columns of scores that the index has."""
+    columns = [f"'{name}': \"{name}\"" for name in (*_INDEX_COLUMNS, *_INDEX_COUNTS)]
+    columns += [f"'{name}': {name if name in scored else 'NULL'}::{kind}" for name, kind in _SCORES.items()]
+    return "{" + ", ".join(columns) + "}"
 
 
 def read_rows(file: Path, start: int, stop: int) -> Iterator[dict[str, Any]]:
@@ -261,6 +312,21 @@ def read_rows(file: Path, start: int, stop: int) -> Iterator[dict[str, Any]]:
         for batch in parquet.iter_batches(batch_size=64, row_groups=groups):
             yield from batch.slice(max(0, start - at), max(0, stop - max(start, at))).to_pylist()
             at += batch.num_rows
+
+
+def fingerprints(file: Path, size: int) -> list[str]:
+    """What `size` rows after `size` rows of a round's file are: for each, the fingerprint of its records in order."""
+    found = []
+    digest, count = hashlib.sha256(), 0
+    with pq.ParquetFile(file) as parquet:
+        for batch in parquet.iter_batches(columns=["position", "component", "uid", "copy"]):
+            for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                digest.update(repr(row).encode())
+                count += 1
+                if count % size == 0:
+                    found.append(digest.hexdigest())
+                    digest = hashlib.sha256()
+    return found if count % size == 0 else [*found, digest.hexdigest()]
 
 
 def _reason(filters: Filters) -> str:
@@ -276,4 +342,10 @@ def _reason(filters: Filters) -> str:
         "max_chars": filters.max_chars and f"n_chars <= {filters.max_chars}",
     }
     cases = [f"WHEN ({sql}) IS NOT TRUE THEN {_text(name)}" for name, sql in conditions.items() if sql]
+    return f"CASE {' '.join(cases)} END" if cases else "NULL::VARCHAR"
+
+
+def _step(junk: Mapping[str, str]) -> str:
+    """SQL for the name of the first step that calls a record junk, NULL if none does; what is unknown is no junk."""
+    cases = [f"WHEN ({sql}) IS FALSE THEN {_text(name)}" for name, sql in junk.items()]
     return f"CASE {' '.join(cases)} END" if cases else "NULL::VARCHAR"

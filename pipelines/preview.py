@@ -2,6 +2,7 @@
 
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -11,6 +12,7 @@ from formats.manifest import SHARDS
 from formats.tokens import ChatTokenizer
 from pipelines import overlaps
 from pipelines.build import Request, earlier_builds, locations, refuse_changed_origins, settings_of
+from pipelines.curate import PICTURE_REASONS, drop_share
 from pipelines.duplicates import Curator
 from pipelines.executor import Executor
 from pipelines.ingest import ingested
@@ -48,12 +50,25 @@ def preview(request: Request, progress: Progress) -> dict[str, Any]:
             settings = settings_of(request, work, tokenizer.file, catalogs, earlier)
             notes, seconds = _probe(settings, drawn, ray, progress)
             index = [row for note in notes for row in load_rows(work, note.number).to_pylist()]
-            components = {name: _component(pool, index) for name, pool in planner.pools.items()}
+            components = {
+                name: _component(pool, index, request.recipe.budget(name), _dropped_pictures(name, notes))
+                for name, pool in planner.pools.items()
+            }
             estimate = _scale_up(notes, drawn.rows, seconds, request.recipe.samples_per_shard)
     return {"recipe": request.recipe.name, "components": components, "estimate": estimate}
 
 
-def _component(pool: Pool, index: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _dropped_pictures(name: str, notes: Sequence[ShardNote]) -> dict[str, int]:
+    """How many of a component's probed records its steps on pictures drop, by step."""
+    dropped = sum((note.dropped for note in notes), Counter())
+    return {
+        step: dropped[f"{name}/{reason}"] for reason, step in PICTURE_REASONS.items() if dropped[f"{name}/{reason}"]
+    }
+
+
+def _component(
+    pool: Pool, index: Sequence[Mapping[str, Any]], budget: float, pictures: Mapping[str, int]
+) -> dict[str, Any]:
     """What a component would draw, and how much that is by the mean of its probed samples; None if there are none."""
     probed = [row for row in index if row["component"] == pool.name]
     means = {key: sum(row[key] for row in probed) / len(probed) for key in ("n_images", "n_tokens")} if probed else {}
@@ -62,6 +77,10 @@ def _component(pool: Pool, index: Sequence[Mapping[str, Any]]) -> dict[str, Any]
         "asked": pool.asked,
         "pool": pool.size,
         "filtered": pool.filtered,
+        "dropped": pool.dropped,
+        "drop_share": drop_share(pool.size, pool.dropped),
+        "max_drop": budget,
+        "dropped_pictures": pictures,
         "drawn": pool.drawn,
         "short": pool.asked - pool.drawn,
         "on_short": pool.component.on_short,

@@ -1,6 +1,9 @@
 """Reading files below a root that may be a local folder or any fsspec URL."""
 
 import hashlib
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +16,10 @@ from formats.errors import SourceError
 
 @dataclass(frozen=True)
 class Root:
-    """A folder, local ("data/llava15") or remote ("s3://bucket/llava15"), read by paths relative to it."""
+    """A folder, local ("data/llava15") or remote ("s3://bucket/llava15"), read by paths relative to it.
+
+    A remote one that fails, whatever its library raises, raises `ConnectionError`.
+    """
 
     url: str
 
@@ -39,34 +45,46 @@ class Root:
 
     def exists(self, path: str = "") -> bool:
         """Whether a file or folder is there."""
-        return bool(self._fs[0].exists(self.full(path)))
+        return bool(self._fs[0].exists(self.full(path))) if self.is_local else self._remote_type(path) is not None
 
     def is_file(self, path: str) -> bool:
         """Whether a file is there."""
-        return bool(self._fs[0].isfile(self.full(path)))
+        return bool(self._fs[0].isfile(self.full(path))) if self.is_local else self._remote_type(path) == "file"
+
+    def _remote_type(self, path: str) -> str | None:
+        """What is there, if anything; fsspec's own `exists` takes a network that fails for a file that is absent."""
+        try:
+            return str(self.info(path)["type"])
+        except (FileNotFoundError, NotADirectoryError):
+            return None
 
     def info(self, path: str) -> dict[str, Any]:
         """Size and, where the file system has them, modification time or entity tag."""
-        return cast(dict[str, Any], self._fs[0].info(self.full(path)))
+        with self._network():
+            return cast(dict[str, Any], self._fs[0].info(self.full(path)))
 
     def glob(self, pattern: str) -> list[str]:
         """Files that match a pattern ("**" allowed), relative and sorted."""
         cut = len(self._fs[1]) + 1
         base = "".join(f"[{c}]" if c in "*?[" else c for c in self._fs[1])
-        found = self._fs[0].glob(f"{base}/{pattern}", detail=True)
+        with self._network():
+            found = self._fs[0].glob(f"{base}/{pattern}", detail=True)
         return sorted(path[cut:] for path, info in found.items() if info["type"] == "file")
 
     def list(self, path: str) -> list[str]:
         """Names of the files in one folder, sorted; empty if there is no such folder."""
         try:
-            entries = self._fs[0].ls(self.full(path), detail=True)
+            with self._network():
+                entries = self._fs[0].ls(self.full(path), detail=True)
         except (FileNotFoundError, NotADirectoryError):
             return []
         return sorted(e["name"].rsplit("/", 1)[-1] for e in entries if e["type"] == "file")
 
     def open(self, path: str) -> BinaryIO:
         """Opens a file for reading."""
-        return cast(BinaryIO, self._fs[0].open(self.full(path), "rb"))
+        with self._network():
+            file = self._fs[0].open(self.full(path), "rb")
+        return cast(BinaryIO, file if self.is_local else io.BufferedReader(_RemoteFile(file, self.url), _BUFFER))
 
     def read(self, path: str, limit: int | None = None) -> bytes:
         """The bytes of a file, at most `limit`."""
@@ -80,6 +98,57 @@ class Root:
             while block := file.read(1 << 20):
                 digest.update(block)
         return digest.hexdigest()
+
+    @contextmanager
+    def _network(self) -> Iterator[None]:
+        with nullcontext() if self.is_local else _blaming_the_network(self.url):
+            yield
+
+
+_BUFFER = 1 << 20
+
+
+@contextmanager
+def _blaming_the_network(url: str) -> Iterator[None]:
+    """Makes whatever a remote storage raises a `ConnectionError`, unless it says that there is no such file.
+
+    Each kind of storage has exceptions of its own. None of them says anything about a record, so none may cost one.
+    """
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise
+    except Exception as error:
+        raise ConnectionError(f"{url}: {type(error).__name__}: {error}") from error
+
+
+class _RemoteFile(io.RawIOBase):
+    """An open remote file whose storage's failures cannot be taken for damage of its content."""
+
+    def __init__(self, file: BinaryIO, url: str) -> None:
+        self._remote, self._url = file, url
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        with _blaming_the_network(self._url):
+            data = self._remote.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._remote.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._remote.tell()
+
+    def close(self) -> None:
+        self._remote.close()
+        super().close()
 
 
 def absolute(url: str) -> str:

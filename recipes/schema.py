@@ -24,6 +24,8 @@ class _Strict(BaseModel):
 class ImageOptions(_Strict):
     """How pictures and frames become 336 x 336 JPEG files."""
 
+    mode: Literal["exact", "fast"] = Field("exact", description="fast decodes large JPEGs at a fraction of their size")
+    passthrough: bool = Field(False, description="store a bare 336 x 336 JPEG that is good enough as it is")
     quality: int = Field(95, ge=1, le=100)
     subsampling: Literal["4:4:4", "4:2:2", "4:2:0"] = "4:2:0"
     max_pixels: int = Field(64_000_000, ge=336 * 336, description="larger pictures are rejected before decoding")
@@ -51,8 +53,41 @@ class SourceLocation(_Strict):
     media_root: str | None = None
 
 
-class Filters(_Strict):
-    """Which records a component may draw; each condition that is given must hold."""
+Flags = tuple[str, ...]
+
+
+class Steps(_Strict):
+    """What is junk, for all components or one: a record that is known to break a condition is dropped, and counted.
+
+    What a score cannot tell (the side of a text, the language of a number) breaks nothing. The scores are those of
+    `formats.textscore` and, for pictures, of `pipelines.curate`.
+    """
+
+    drop_flags: Flags | None = Field(None, description="flags that upstream's records may not have, such as toxic")
+    min_words: int | None = Field(None, ge=0, description="of the whole conversation")
+    max_words: int | None = Field(None, ge=1)
+    min_answer_words: int | None = Field(None, ge=1, description="of the shortest answer, or of a caption")
+    max_turn_words: int | None = Field(None, ge=1, description="of the longest turn")
+    max_repetition: float | None = Field(None, ge=0, le=1, description="share of an answer's five-word runs not new")
+    max_refusals: int | None = Field(None, ge=0, description="answers that decline, or speak as a language model")
+    max_emails: int | None = Field(None, ge=0)
+    max_phones: int | None = Field(None, ge=0)
+    max_cards: int | None = Field(None, ge=0)
+    answer_languages: Flags | None = Field(None, min_length=1, description="ISO 639-1 codes, told from the text")
+    same_language: bool | None = Field(None, description="the answer's is the question's, unless it asks for another")
+    min_side: int | None = Field(None, ge=1, description="pixels of every picture's and clip's shorter side")
+    max_side: int | None = Field(None, ge=1, description="pixels of every picture's and clip's longer side")
+    max_aspect: float | None = Field(None, ge=1, description="longer side over shorter")
+    min_contrast: int | None = Field(None, ge=0, le=255, description="brightest less darkest place; 0 is one colour")
+    min_bytes: int | None = Field(None, ge=1, description="of every picture's file")
+    max_bytes: int | None = Field(None, ge=1)
+
+
+class Filters(Steps):
+    """Which records a component may draw; each condition that is given must hold.
+
+    Those of its own select: they say what the component is about. Those of `Steps` take junk out of that.
+    """
 
     modality: tuple[Modality, ...] | None = Field(None, min_length=1)
     files: tuple[str, ...] | None = Field(None, min_length=1, description="patterns of upstream annotation files")
@@ -76,6 +111,7 @@ class Component(_Strict):
     subimage: Name | None = None
     count: Annotated[int, Field(ge=1)] | Literal["all"]
     filters: Filters = Filters()
+    max_drop: float | None = Field(None, ge=0, le=1, description="the recipe's, if not given")
     backfill: bool = Field(True, description="replace a record whose media fails by the next one")
     on_short: Literal["error", "accept", "repeat"] = "error"
     max_tiles: int = Field(16, ge=1, le=400, description="of a sub-image grid")
@@ -124,6 +160,8 @@ class Recipe(_Strict):
     duplicates: Literal["off", "exact", "near"] = Field("off", description="which records are passed over as copies")
     apart_from: tuple[Name, ...] = Field((), description="earlier builds whose records count as drawn before")
     decontaminate: str | None = Field(None, description="fingerprints of benchmarks whose items are passed over")
+    filters: Steps = Field(Steps(), description="of all components; a component's own value goes before")
+    max_drop: float = Field(0.2, ge=0, le=1, description="share of a component that these may drop")
     components: dict[Name, Component] = Field(min_length=1)
     training: Training = Training()
 
@@ -138,6 +176,17 @@ class Recipe(_Strict):
             raise ValueError("apart_from has no effect while duplicates is off; set that to exact or near")
         return self
 
+    def steps(self, component: str) -> Steps:
+        """What is junk in a component: what it says itself, else what the recipe says for all."""
+        own = self.components[component].filters
+        given = {name: value for name in Steps.model_fields if (value := getattr(own, name)) is not None}
+        return self.filters.model_copy(update=given)
+
+    def budget(self, component: str) -> float:
+        """The share of a component that its steps may drop."""
+        own = self.components[component].max_drop
+        return self.max_drop if own is None else own
+
     @property
     def sha256(self) -> str:
         """Fingerprint of the whole recipe."""
@@ -147,11 +196,12 @@ class Recipe(_Strict):
     def content_sha256(self) -> str:
         """Fingerprint of everything that decides the shards' bytes.
 
-        Whether a shortfall is an error or accepted changes no byte, so that an unfinished build can be
-        finished with the other answer.
+        Whether a shortfall is an error or accepted, and how much may be dropped, changes no byte, so that an
+        unfinished build can be finished with the other answer.
         """
-        content = self.model_dump(mode="json")
+        content = self.model_dump(mode="json", exclude={"max_drop": True})
         for component in content["components"].values():
+            del component["max_drop"]
             component["on_short"] = "repeat" if component["on_short"] == "repeat" else "error"
         return fingerprint(content)
 
@@ -220,6 +270,7 @@ def load_recipe(
     if not isinstance(content, dict):
         raise RecipeError(f"{path}:1:1: a recipe is a mapping with name, tokenizer and components")
     marks, problems = _positions(root, str(path)) if root else ({}, [])
+    content = _unshared(content)
     for override in overrides:
         _apply(content, override, marks)
     try:
@@ -259,6 +310,13 @@ def _positions(root: yaml.Node, file: str) -> tuple[_Marks, list[str]]:
 
     walk(root, ())
     return marks, problems
+
+
+def _unshared(node: Any) -> Any:
+    """A copy in which what an alias names twice is there twice, so that an override changes only what it names."""
+    if isinstance(node, dict):
+        return {key: _unshared(value) for key, value in node.items()}
+    return [_unshared(value) for value in node] if isinstance(node, list) else node
 
 
 def _place(file: str, mark: yaml.Mark) -> str:

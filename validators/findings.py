@@ -41,6 +41,7 @@ CODES: dict[str, str] = {
     "index-offset": "a row's offset or size is not the sample's",
     "index-sample-hash": "a row's sha256 is not that of the sample's bytes",
     "index-column": "another value in a row is not the sample's",
+    "index-score": "a score that nothing can have, such as a share above 1",
     # Samples
     "sample-json": "a sample's JSON is absent, cannot be read, or a field is absent or has the wrong type",
     "sample-roles": "turns are not an optional system turn, then human and gpt in turn, ending with gpt",
@@ -72,6 +73,10 @@ CODES: dict[str, str] = {
     "mixture-source": "a component holds a sample of another source than its recipe names",
     "mixture-duplicate": "a component holds the same record twice",
     "mixture-overlap": "replay and sub-image draws share a record",
+    # Filters
+    "curation-step": "a record was dropped by a filter that the recipe does not have",
+    "curation-budget": "filters dropped more of a component than the recipe allows",
+    "curation-kept": "a sample breaks a filter of its component",
     # Reject ledger
     "ledger-missing": "rejects.jsonl is absent",
     "ledger-hash": "rejects.jsonl's sha256 is not the manifest's",

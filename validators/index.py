@@ -1,6 +1,7 @@
 """Does index.parquet have the columns it should have, and does each row say what its sample is?"""
 
 from collections.abc import Iterator
+from functools import cached_property
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
@@ -19,6 +20,15 @@ COLUMNS = (
     *("key", "id", "shard", "offset", "size", "sha256", "source", "component", "modality"),
     *("n_images", "n_text_tokens", "n_tokens", "n_target_tokens", "n_turns"),
 )
+SCORES = {
+    **dict.fromkeys(("question_language", "answer_language"), "text"),
+    **dict.fromkeys(("n_words", "shortest_answer", "longest_turn"), "count"),
+    **dict.fromkeys(("n_refusals", "n_emails", "n_phones", "n_cards"), "count"),
+    **dict.fromkeys(("min_side", "max_side", "contrast", "min_bytes", "max_bytes"), "count"),
+    **dict.fromkeys(("repetition", "max_aspect"), "number"),
+    **{"flags": "texts", "language_mismatch": "truth"},
+}
+"""Columns that follow those, in any order, all or none; null where there is nothing to score."""
 
 Row = dict[str, Any]
 
@@ -34,6 +44,12 @@ class Index:
         """Some columns of all rows."""
         with self._folder.open(self.file) as file:
             return pq.read_table(file, columns=list(names))
+
+    @cached_property
+    def has_scores(self) -> bool:
+        """Whether it has the columns of scores."""
+        with self._folder.open(self.file) as file:
+            return SCORES.keys() <= set(pq.read_schema(file).names)
 
     def runs(self) -> Iterator[tuple[str, pa.Table]]:
         """Neighbouring rows of one shard, in the order of the file, without reading ahead of them."""
@@ -80,12 +96,13 @@ def _check_content(folder: Folder, table: Table) -> Iterator[Finding]:
     except (pa.ArrowException, OSError) as problem:
         yield error("index-unreadable", f"{problem}", file=table.file)
         return
-    if tuple(schema.names) != COLUMNS:
+    more = schema.names[len(COLUMNS) :]
+    if tuple(schema.names[: len(COLUMNS)]) != COLUMNS or (more and sorted(more) != sorted(SCORES)):
         yield error("index-schema", f"columns are {', '.join(schema.names)}", file=table.file)
     for field in schema:
-        if field.name in COLUMNS and not _fits(field):
+        if field.name in (*COLUMNS, *SCORES) and not _fits(field):
             yield error("index-schema", f"{field.name} is of type {field.type}", file=table.file)
-    for name in (name for name, count in nulls.items() if count):
+    for name in (name for name, count in nulls.items() if count and name not in SCORES):
         yield error("index-schema", f"{name} is null in {nulls[name]} rows", file=table.file)
     if rows != table.rows:
         yield error("index-rows", f"{rows} rows; the manifest says {table.rows}", file=table.file)
@@ -95,6 +112,15 @@ def _fits(field: pa.Field) -> bool:
     kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
     if field.name in TEXT:
         return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    match SCORES.get(field.name):
+        case "text":
+            return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+        case "texts":
+            return bool(pa.types.is_list(kind) and pa.types.is_string(kind.value_type))
+        case "number":
+            return bool(pa.types.is_floating(kind))
+        case "truth":
+            return bool(pa.types.is_boolean(kind))
     return bool(pa.types.is_integer(kind))
 
 
@@ -166,6 +192,9 @@ class ShardRows:
             "n_images": len(record.images),
             "n_turns": len(record.conversations),
         }
+        scored = row.get("min_side") is not None or (record.images and "min_side" in row and not copied)
+        if scored and not record.cut:  # what was cut off had a shape, too
+            expected |= _shapes(record)
         for name, value in expected.items():
             if row[name] != value:
                 yield error(
@@ -176,3 +205,13 @@ class ShardRows:
         """Rows whose samples did not come."""
         for key in self._rows:
             yield error("index-rows", "no such sample in the row's shard", file=self._file, key=key)
+
+
+def _shapes(record: Record) -> Row:
+    """What the JSON says of the shapes of a sample's pictures before they were scaled."""
+    sizes = [image.source_size for image in record.images]
+    return {
+        "min_side": min((min(size) for size in sizes), default=None),
+        "max_side": max((max(size) for size in sizes), default=None),
+        "max_aspect": max((round(max(size) / min(size), 4) for size in sizes), default=None),
+    }

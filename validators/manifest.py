@@ -57,6 +57,7 @@ class Component(Block):
     asked: Count
     pool: Count
     filtered: dict[str, Count]
+    dropped: dict[str, Count] = {}
     drawn: Count
     kept: Count
     rejected: Count
@@ -104,12 +105,16 @@ class RecipeComponent(Block):
     subimage: str | None = None
     on_short: str | None = None
     max_tiles: int | None = None
+    filters: dict[str, Any] = {}
+    max_drop: float | None = None
 
 
 class Recipe(Block):
     """Of the resolved recipe, what the build can be held against."""
 
     sequence_length: Annotated[int, Field(ge=1)]
+    filters: dict[str, Any] = {}
+    max_drop: float | None = None
     components: dict[str, RecipeComponent]
 
 

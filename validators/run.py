@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from validators import energon, ledger, mixture, samples, shards, tokens
+from validators import curation, energon, ledger, mixture, samples, shards, tokens
 from validators.findings import Check, Finding, guarded
 from validators.folder import Folder
 from validators.index import Index, Rows, ShardRows, open_index
@@ -46,10 +46,12 @@ def findings(build: str, *, deep: bool = False, progress: Progress | None = None
     index = yield from guarded("index", open_index(folder, manifest), file=manifest.index.file)
     yield from guarded("files", shards.check_names(folder, manifest))
     yield from guarded("mixture", mixture.check_manifest(manifest))
+    yield from guarded("curation", curation.check_manifest(manifest))
     yield from guarded("energon", energon.check_info(folder, manifest), file=energon.INFO)
     yield from guarded("ledger", ledger.check(folder, manifest, index), file=manifest.rejects.file)
     if index is not None:
         yield from guarded("mixture", mixture.check_index(index, manifest), file=index.file)
+        yield from guarded("curation", curation.check_index(index, manifest), file=index.file)
         yield from guarded("draws", mixture.check_draws(index, manifest), file=index.file)
     recount = yield from guarded("tokens", tokens.open_recount(folder, manifest), file=tokens.FILE)
     yield from _Pass(folder, manifest, index, recount, deep, progress or _unheard).run()

@@ -64,6 +64,7 @@ class Record(Block):
     conversations: list[Turn]
     images: list[Image]
     escaped: Count
+    cut: dict[str, list[Count]] | None = None
     provenance: Provenance
 
 

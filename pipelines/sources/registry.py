@@ -35,6 +35,7 @@ def unknown_names(recipe: Recipe) -> Iterator[Problem]:
             if flag not in known:
                 message = f"{component.source} sets no flag {flag!r}; it sets {', '.join(known)}"
                 yield (*key, "filters", "without"), message
+    yield from _unknown_dropped(recipe)
     for name in recipe.sources:
         if name not in SOURCES:
             yield ("sources", name), f"unknown source{_did_you_mean(name, SOURCES)}"
@@ -42,6 +43,25 @@ def unknown_names(recipe: Recipe) -> Iterator[Problem]:
     for name in recipe.builds:
         if name not in drawn_from:
             yield ("builds", name), f"no component draws from it{_did_you_mean(name, drawn_from)}"
+
+
+def _unknown_dropped(recipe: Recipe) -> Iterator[Problem]:
+    """Flags to be dropped that no source of the recipe sets; an earlier build may hold any source's."""
+    names = [component.source for component in recipe.components.values()]
+    read = [name for name in names if name in SOURCES] if None not in names else list(SOURCES)
+    for name, component in recipe.components.items():
+        own = [component.source] if component.source in SOURCES else list(SOURCES)
+        for flag in component.filters.drop_flags or ():
+            if flag not in _flags(own):
+                message = f"{component.origin} has no flag {flag!r}; there is {', '.join(_flags(own))}"
+                yield ("components", name, "filters", "drop_flags"), message
+    for flag in recipe.filters.drop_flags or ():
+        if flag not in _flags(read):
+            yield ("filters", "drop_flags"), f"no source has a flag {flag!r}; there is {', '.join(_flags(read))}"
+
+
+def _flags(sources: Iterable[str | None]) -> list[str]:
+    return list(dict.fromkeys((*(flag for name in sources if name for flag in SOURCES[name].flags), *DIALOGUE_FLAGS)))
 
 
 def _did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-COMMANDS = ["build", "demo", "diff", "export", "ingest", "pack", "plan-memory", "show", "sources", "stats", "validate"]
+COMMANDS = ["build", "chat", "convert", "decontaminate", "demo", "diff", "duplicates", "export", "generate", "ingest"]
+COMMANDS += ["pack", "plan-memory", "retry", "show", "sources", "stats", "train", "validate"]
 
 
 def longllava(*arguments: object) -> "subprocess.CompletedProcess[str]":

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from formats.tokens import ChatTokenizer
 from model.config import LongLlavaConfig, named_config
 from model.longllava import LongLlavaForConditionalGeneration
 
@@ -32,11 +33,15 @@ def small(small_config: LongLlavaConfig) -> LongLlavaForConditionalGeneration:
     """A random model; weights are spread wide, so that mistakes show."""
     torch.manual_seed(0)
     model = LongLlavaForConditionalGeneration(small_config).eval()
+    spread(model)
+    return model
+
+
+def spread(model: LongLlavaForConditionalGeneration) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "layernorm" not in name and "A_log" not in name:
                 parameter.normal_(std=0.3 if parameter.ndim > 1 else 0.1)
-    return model
 
 
 class Parity:
@@ -57,3 +62,21 @@ def parity(shared: Path) -> Parity:
     if not (folder / "cases.safetensors").is_file():
         pytest.skip(f"no reference outputs at {folder}")
     return Parity(folder)
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory, small_config: LongLlavaConfig, tokenizer_folder: Path) -> Path:
+    """A small model as it is saved, its tokenizer with it; images are 336 pixels wide, as the processor makes them."""
+    tokenizer = ChatTokenizer.load(str(tokenizer_folder))
+    fields = small_config.to_dict()
+    fields["vision_config"] |= {"image_size": 336, "patch_size": 56}
+    fields["text_config"] |= {"vocab_size": tokenizer.vocabulary_size}
+    torch.manual_seed(0)
+    model = LongLlavaForConditionalGeneration(
+        LongLlavaConfig(**fields | {"image_token_id": tokenizer.image_token_id})
+    ).eval()
+    spread(model)
+    folder = tmp_path_factory.mktemp("saved")
+    model.save_pretrained(folder)
+    tokenizer.copy_to(folder)
+    return folder

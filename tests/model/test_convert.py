@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from formats.errors import UsageError
-from model.convert import convert, convert_config, load_weights
+from model.convert import convert, convert_config, load_weights, read_tensors
 from model.longllava import LongLlavaForConditionalGeneration
+from model.saved import load_tokenizer
 
 Model = LongLlavaForConditionalGeneration
 
@@ -112,3 +114,41 @@ def test_a_folder_of_pickles_is_not_opened(small: Model, tmp_path: Path) -> None
         convert(tmp_path, vision, tmp_path / "out")
     with pytest.raises(UsageError, match=r"absent/config\.json"):
         convert(tmp_path / "absent", vision, tmp_path / "out")
+
+
+def test_the_tower_is_known_by_its_name_or_asked_for(small: Model, tmp_path: Path) -> None:
+    text = small.config.text_config.to_dict() | {"model_type": "llava_jamba", "mm_vision_tower": "siglip-so400m"}
+    (tmp_path / "config.json").write_text(json.dumps(text))
+    with pytest.raises(UsageError, match=r"mm_vision_tower is 'siglip-so400m', not clip-vit.*; say with --vision"):
+        convert(tmp_path, None, tmp_path / "out")
+    text["mm_vision_tower"] = "openai/clip-vit-large-patch14-336"
+    (tmp_path / "config.json").write_text(json.dumps(text))
+    with pytest.raises(UsageError, match=r"no \*\.safetensors"):  # the tower is not what is missing
+        convert(tmp_path, None, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_that_are_no_checkpoint_are_named(small: Model, tmp_path: Path) -> None:
+    tower = small.config.vision_config.to_dict()
+    with pytest.raises(UsageError, match="this is no checkpoint of the authors'; use it as it is"):
+        convert_config({"model_type": "longllava"}, tower, 300)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(UsageError, match=r"config\.json: holds no JSON object"):
+        convert(tmp_path, None, tmp_path / "out")
+    (tmp_path / "model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(UsageError, match=r"model\.safetensors: cannot be read .*; fetch it again"):
+        list(read_tensors(tmp_path))
+
+
+def test_the_tokenizer_of_a_checkpoint_comes_along(small: Model, tmp_path: Path, tokenizer_folder: Path) -> None:
+    source, vision = tmp_path / "source", tmp_path / "vision"
+    source.mkdir()
+    vision.mkdir()
+    shutil.copy(tokenizer_folder / "tokenizer.json", source)
+    save_file(upstream(small), source / "model.safetensors")
+    (source / "config.json").write_text(json.dumps(small.config.text_config.to_dict() | {"resamplePooling": "2d"}))
+    (vision / "config.json").write_text(small.config.vision_config.to_json_string())
+    config = convert(source, vision, tmp_path / "out")
+    assert load_tokenizer(tmp_path / "out").image_token_id == config.image_token_id
+    with pytest.raises(UsageError, match="is there already"):
+        convert(source, vision, tmp_path / "out")

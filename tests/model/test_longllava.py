@@ -216,5 +216,5 @@ def test_an_unknown_model_is_answered_with_those_there_are(tmp_path: Path) -> No
     with pytest.raises(UsageError, match="53b, 9b, tiny"):
         named_config("13b")
     (tmp_path / "config.json").write_text('{"model_type": "llava_jamba"}')
-    with pytest.raises(UsageError, match=r"'llava_jamba', not 'longllava'.*model\.convert"):
+    with pytest.raises(UsageError, match=r"'llava_jamba', not 'longllava'.*longllava convert"):
         named_config(str(tmp_path))

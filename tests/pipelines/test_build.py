@@ -238,9 +238,9 @@ def test_a_repeating_component_whose_media_all_fail_comes_to_an_end(
 def test_two_builds_into_one_directory_are_refused(
     corpus: Path, tokenizer_folder: Path, executor: Executor, tmp_path: Path
 ) -> None:
-    from pipelines.build import _alone
+    from pipelines.build import alone
 
-    with _alone(tmp_path / "out"), pytest.raises(BuildError, match="another build is at work"):
+    with alone(tmp_path / "out"), pytest.raises(BuildError, match="another build is at work"):
         made(recipe(tokenizer_folder), corpus, tmp_path / "out")
 
 

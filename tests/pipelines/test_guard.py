@@ -77,6 +77,19 @@ def test_a_call_that_hangs_is_cut_off_and_the_next_one_works():
         assert guard.call(abs, -1) == 1
 
 
+def test_a_cancelled_calls_answer_is_not_taken_for_that_of_the_next(guard):
+    guard.call(abs, -1)
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)  # as Ray cancels a task
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(KeyboardInterrupt):
+            guard.call(time.sleep, 1)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert guard.call(math.hypot, 3.0, 4.0) == 5.0
+
+
 @pytest.mark.parametrize(
     ("crash", "arguments", "how"),
     [(os.abort, (), "SIGABRT"), (ctypes.string_at, (0,), "SIGSEGV"), (os._exit, (3,), "exit status 3")],

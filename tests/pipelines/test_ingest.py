@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import ClassVar
 
 import pyarrow.parquet as pq
 import pytest
@@ -46,9 +47,16 @@ def test_records_are_usable_or_in_the_ledger(tmp_path: Path, executor: Executor)
         (f"llava15/{FILE}:2", "bad-record"),
         (f"llava15/{FILE}:3", "bad-record"),
     ]
+    assert set(summary["marked"].values()) == {0}
     table = pq.read_table(catalog.files[0])
     assert table.schema == CATALOG_SCHEMA
     assert table["uid"].to_pylist() == [f"llava15/{FILE}:0", f"llava15/{FILE}:4"]
+
+
+def test_records_that_give_themselves_away_are_counted(tmp_path: Path, executor: Executor) -> None:
+    turns = [{"from": "human", "value": "My address is anna@uni-koeln.de"}, {"from": "gpt", "value": "Thank you."}]
+    write(tmp_path, [GOOD, {"id": 2, "conversations": turns}])
+    assert run(tmp_path, executor).summary()["marked"]["n_emails"] == 1
 
 
 def test_a_file_that_has_not_changed_is_not_read_again(tmp_path: Path, executor: Executor) -> None:
@@ -60,6 +68,30 @@ def test_a_file_that_has_not_changed_is_not_read_again(tmp_path: Path, executor:
     write(tmp_path, [GOOD, GOOD])
     assert run(tmp_path, executor).summary()["records"] == 2
     assert not Path(first.files[0]).exists()
+
+
+def test_a_catalog_of_another_version_is_read_again_and_says_so(tmp_path: Path, executor: Executor) -> None:
+    class Heard(Progress):
+        notes: ClassVar[list[str]] = []
+
+        def note(self, text: str) -> None:
+            self.notes.append(text)
+
+    write(tmp_path, [GOOD])
+    location = Location.below(str(tmp_path), "llava15")
+    first = run(tmp_path, executor)
+    summary = first.folder / f"{first.parts[0].name}.json"
+    old = first.folder / "part-0123456789abcdef.json"
+    content = json.loads(summary.read_text())
+    old.write_text(json.dumps({key: value for key, value in content.items() if key != "version"}))
+    summary.unlink()
+    with ingested([location], tmp_path / "catalog", executor, Heard()) as (again,):
+        assert again.summary() == first.summary()
+    assert any("is of another version (1, not 2/" in note for note in Heard.notes), Heard.notes
+    assert not old.exists()
+    Heard.notes.clear()
+    with ingested([location], tmp_path / "catalog", executor, Heard()):
+        assert Heard.notes == []
 
 
 def test_a_touched_file_has_the_same_fingerprint(tmp_path: Path, executor: Executor) -> None:

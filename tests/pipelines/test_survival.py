@@ -183,10 +183,11 @@ def start(line: list[str], **environment: str) -> "subprocess.Popen[str]":
     )
 
 
-def family(process: "subprocess.Popen[str]", work: Path, shards: int = 2) -> list[psutil.Process]:
-    """The processes below a build that has finished some shards."""
+def family(process: "subprocess.Popen[str]", work: Path) -> list[psutil.Process]:
+    """The processes below a build that has just been started, once it has finished a shard."""
     deadline = time.monotonic() + 90
-    while len(list((work / "shards").glob("*.json"))) < shards:
+    before = len(list((work / "shards").glob("*.json")))
+    while len(list((work / "shards").glob("*.json"))) == before:
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -202,9 +203,9 @@ def all_ended(processes: list[psutil.Process], seconds: float = 120) -> bool:
 
 
 def test_ctrl_c_and_sigterm_stop_within_seconds_and_leave_nothing_running(place: Path, tmp_path: Path) -> None:
-    for number, how in enumerate((signal.SIGINT, signal.SIGTERM)):
+    for how in (signal.SIGINT, signal.SIGTERM):
         process = start(command(place, tmp_path / "out"))
-        children = family(process, tmp_path / "out/.build", shards=1 + 2 * number)
+        children = family(process, tmp_path / "out/.build")
         began = time.monotonic()
         if how == signal.SIGINT:
             os.killpg(process.pid, how)  # as a terminal does
@@ -224,7 +225,7 @@ def test_a_build_outlives_raylet_and_can_be_resumed_after_gcs_server_died(
 ) -> None:
     out = tmp_path / "out"
     first = start(command(place, out))
-    children = family(first, out / ".build", shards=1)
+    children = family(first, out / ".build")
     named(children, "gcs_server").kill()
     printed, _ = first.communicate(timeout=60)
     assert first.returncode == 2
@@ -232,7 +233,7 @@ def test_a_build_outlives_raylet_and_can_be_resumed_after_gcs_server_died(
     assert all_ended(children)
 
     second = start(command(place, out))
-    children = family(second, out / ".build", shards=3)
+    children = family(second, out / ".build")
     named(children, "raylet").kill()
     printed, _ = second.communicate(timeout=90)
     assert second.returncode == 0, printed

@@ -112,3 +112,25 @@ def test_what_only_others_know_is_told_with_its_line(tmp_path: Path) -> None:
 def test_all_cannot_be_scaled(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"components.talk.count is 'all'"):
         load(tmp_path, GOOD).scaled(0.5)
+
+
+def test_filters_for_all_give_way_to_a_components_own(tmp_path: Path) -> None:
+    recipe = load(tmp_path, GOOD, "filters={max_refusals: 0, min_side: 64}", "components.pictures.filters.min_side=32")
+    steps = recipe.steps("pictures")
+    assert (steps.max_refusals, steps.min_side, steps.max_words) == (0, 32, None)
+    assert (recipe.max_drop, recipe.budget("pictures")) == (0.2, 0.2)
+
+
+def test_what_may_be_dropped_changes_no_byte_and_what_is_dropped_does(tmp_path: Path) -> None:
+    recipe = load(tmp_path, GOOD)
+    allowing = load(tmp_path, GOOD, "max_drop=0.5", "components.pictures.max_drop=1")
+    assert allowing.content_sha256 == recipe.content_sha256
+    assert allowing.budget("pictures") == 1
+    assert load(tmp_path, GOOD, "filters.min_side=64").content_sha256 != recipe.content_sha256
+
+
+def test_selecting_is_of_a_component_and_not_of_all(tmp_path: Path) -> None:
+    (line,) = complaints(tmp_path, GOOD, "filters.modality=[image]")
+    assert "filters.modality: unknown key" in line
+    (line,) = complaints(tmp_path, GOOD, "filters.max_refusal=0")
+    assert "did you mean max_refusals" in line

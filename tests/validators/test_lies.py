@@ -82,6 +82,56 @@ def table(change):
     return lambda plan: setattr(plan, "table", change)
 
 
+SCORE_TYPES = {
+    **{"flags": pa.list_(pa.string()), "question_language": pa.string(), "answer_language": pa.string()},
+    **{"repetition": pa.float64(), "max_aspect": pa.float64(), "language_mismatch": pa.bool_()},
+    **dict.fromkeys(("n_words", "shortest_answer", "longest_turn", "n_refusals", "n_emails"), pa.int32()),
+    **dict.fromkeys(("n_phones", "n_cards", "min_side", "max_side", "contrast"), pa.int32()),
+    **dict.fromkeys(("min_bytes", "max_bytes"), pa.int64()),
+}
+
+
+def with_scores(found, **types):
+    for name, kind in {**SCORE_TYPES, **types}.items():
+        if name not in found.schema.names:
+            found = found.append_column(name, pa.nulls(found.num_rows, kind))
+    return found
+
+
+def scored(name, **scores):
+    """An index with scores: the shapes of all pictures, and some of one sample."""
+
+    def change(plan):
+        def fill(found):
+            rows = with_scores(found).to_pylist()
+            for row, entry in zip(rows, plan.entries, strict=True):
+                if sizes := [image["source_size"] for image in entry.record["images"]]:
+                    row |= {"min_side": min(map(min, sizes)), "max_side": max(map(max, sizes))}
+                    row["max_aspect"] = round(max(max(size) / min(size) for size in sizes), 4)
+                row |= scores if entry is plan.entry(name) else {}
+            return pa.Table.from_pylist(rows, schema=with_scores(found).schema)
+
+        plan.table = fill
+
+    return change
+
+
+def dropped(**steps):
+    return in_manifest("components", "caption", "dropped", value=steps)
+
+
+def filtered(max_drop=None, **steps):
+    return in_recipe("caption", filters=steps, **({} if max_drop is None else {"max_drop": max_drop}))
+
+
+def together(*changes):
+    def change(plan):
+        for one in changes:
+            one(plan)
+
+    return change
+
+
 def picture(name, change):
     return lambda plan: plan.entry(name).images.__setitem__(0, change(plan.entry(name).images[0]))
 
@@ -315,6 +365,39 @@ LIES = {
     "another source": ({"mixture-source"}, in_recipe("caption", source="allava")),
     "a record twice": ({"mixture-duplicate"}, one_record_twice),
     "a replayed record split": ({"mixture-overlap"}, replay_of_a_split_record),
+    # Filters
+    **{
+        f"{column} that cannot be": ({"index-score"}, scored("single", **{column: value}))
+        for column, value in {"repetition": 1.5, "n_words": -1, "contrast": 256, "min_bytes": -1}.items()
+    },
+    "half of the scores": ({"index-schema"}, table(lambda t: with_scores(t).drop_columns(["n_words"]))),
+    "a score of another type": ({"index-schema"}, table(lambda t: with_scores(t, repetition=pa.string()))),
+    "another side than the sample's": ({"index-column"}, scored("single", min_side=1, max_side=2, max_aspect=2.0)),
+    "a drop by nobody's filter": ({"curation-step"}, dropped(max_words=1)),
+    "a picture dropped by nobody's filter": ({"curation-step"}, in_ledger(0, reason="min-side")),
+    "more pictures dropped than allowed": (
+        {"curation-budget"},
+        together(in_ledger(0, reason="min-side"), filtered(min_side=99, max_drop=0.1)),
+    ),
+    "more drops than allowed": (
+        {"curation-budget"},
+        together(dropped(max_words=6), filtered(max_words=99, max_drop=0.2)),
+    ),
+    **{
+        f"a sample that {step} should have dropped": (
+            {"curation-kept"},
+            together(scored("single", **row), filtered(**{step: value})),
+        )
+        for step, value, row in (
+            ("min_words", 5, {"n_words": 4}),
+            ("max_repetition", 0.3, {"repetition": 0.5}),
+            ("max_refusals", 0, {"n_refusals": 1}),
+            ("min_contrast", 8, {"contrast": 7}),
+            ("drop_flags", ["toxic"], {"flags": ["toxic"]}),
+            ("answer_languages", ["en"], {"answer_language": "fr"}),
+            ("same_language", True, {"language_mismatch": True}),
+        )
+    },
     # Ledger
     "an unknown reason": ({"ledger-row"}, in_ledger(0, reason="dog-ate-it")),
     "a component that is not there": (

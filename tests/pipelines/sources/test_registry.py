@@ -35,6 +35,16 @@ def test_names_that_exist_are_fine() -> None:
             "components.a.filters.without",
             "wildchat sets no flag 'toxc'; it sets toxic, redacted, moderated",
         ),
+        (
+            {"filters": {"drop_flags": ["toxc"]}},
+            "filters.drop_flags",
+            "no source has a flag 'toxc'; there is toxic, redacted, moderated",
+        ),
+        (
+            {"components": {"a": {"source": "llava15", "count": 1, "filters": {"drop_flags": ["toxic"]}}}},
+            "components.a.filters.drop_flags",
+            "llava15 has no flag 'toxic'",
+        ),
         ({"sources": {"lava15": {}}}, "sources.lava15", "unknown source; did you mean llava15"),
         ({"builds": {"text": "x"}}, "builds.text", "no component draws from it"),
     ],

@@ -1,0 +1,108 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from formats import imaging, resample
+from formats.imaging import MEAN_COLOUR, SIDE, fit_with_pillow
+from formats.resample import blank, resize_square
+from formats.resample_llvm import assembly
+
+
+def harsh(height: int, width: int, seed: int = 0):
+    """Noise with many black and white pixels, whose filtered values leave 0 … 255."""
+    random = np.random.default_rng(seed)
+    pixels = blank(height, width)
+    pixels[:] = random.integers(0, 256, pixels.shape)
+    extreme = random.random((height, width))
+    pixels[extreme < 0.3] = 0
+    pixels[extreme > 0.7] = 255
+    return pixels
+
+
+def test_the_loops_compile_here():
+    assert resample._loops() is not None
+
+
+@given(st.integers(7, 900), st.integers(7, 900), st.integers(0, 2**32 - 1))
+@example(336, 336, 0)
+@example(337, 336, 0)
+@example(1, 1000, 0)
+@example(20_000, 300, 0)
+@settings(max_examples=60, deadline=None)
+def test_a_picture_is_the_one_that_pillow_makes_or_is_left_to_pillow(height, width, seed):
+    pixels = harsh(height, width, seed)
+    result = resize_square(pixels, pixels.shape[1::-1], SIDE, MEAN_COLOUR)
+    assert result is None or np.array_equal(result[..., :3], fit_with_pillow(Image.fromarray(pixels)))
+
+
+@pytest.mark.parametrize("size", [(1500, 2000), (1501, 1001), (480, 640), (30, 40), (2003, 2003)])
+def test_ordinary_shapes_are_not_left_to_pillow(size):
+    pixels = harsh(*size)
+    result = resize_square(pixels, pixels.shape[1::-1], SIDE, MEAN_COLOUR)
+    assert np.array_equal(result[..., :3], fit_with_pillow(Image.fromarray(pixels)))
+
+
+def test_what_lies_behind_a_picture_does_not_matter():
+    memory = np.zeros(301 * 201 * 3 + 16, np.uint8)
+    pixels = memory[:-16].reshape(301, 201, 3)
+    pixels[:] = harsh(301, 201)
+    first = resize_square(pixels, pixels.shape[1::-1], SIDE, MEAN_COLOUR)
+    memory[-16:] = 255
+    assert np.array_equal(resize_square(pixels, pixels.shape[1::-1], SIDE, MEAN_COLOUR)[..., :3], first[..., :3])
+
+
+@pytest.mark.parametrize("target", [SIDE, 100])
+@pytest.mark.parametrize("length", [50, 336, 1000, 5761])
+def test_weights_add_up_to_one(length, target):
+    _, weights = resample._weights(length, target)
+    assert np.abs(weights.sum(1) - (1 << 22)).max() <= weights.shape[1]
+
+
+@pytest.mark.parametrize("cpu", ["x86-64", "x86-64-v2", "x86-64-v3", "znver3", "emeraldrapids"])
+def test_the_assembly_becomes_code_for_every_kind_of_processor(cpu):
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    target = llvm.Target.from_default_triple()
+    if not target.name.startswith("x86"):
+        cpu = ""
+    module = llvm.parse_assembly(assembly(bits=22, low=11))
+    module.verify()
+    assert "across" in target.create_target_machine(cpu=cpu, opt=3).emit_assembly(module)
+
+
+def test_a_processor_without_avx_makes_the_same_picture():
+    code = """
+import sys, hashlib
+import numpy as np, llvmlite.binding as llvm
+if sys.argv[1] == "plain" and llvm.get_process_triple().startswith("x86"):
+    llvm.get_host_cpu_name, llvm.get_host_cpu_features = lambda: "x86-64", llvm.FeatureMap
+from formats import resample
+pixels = resample.blank(777, 1023)
+pixels[:] = np.random.default_rng(0).integers(0, 256, pixels.shape)
+print(hashlib.sha256(resample.resize_square(pixels, (1023, 777), 336, (122, 116, 104))[..., :3].tobytes()).hexdigest())
+"""
+    runs = [
+        subprocess.run([sys.executable, "-c", code, cpu], capture_output=True, text=True, check=True).stdout
+        for cpu in ("plain", "this")
+    ]
+    assert len(runs[0]) == 65
+    assert runs[0] == runs[1]
+
+
+def test_without_llvmlite_the_bytes_are_the_same(monkeypatch):
+    image = Image.fromarray(harsh(500, 700))
+    with_it = imaging.fit(image)
+    monkeypatch.setitem(sys.modules, "llvmlite.binding", None)
+    resample._loops.cache_clear()
+    try:
+        assert resample._loops() is None
+        assert imaging.fit(image) == with_it
+    finally:
+        resample._loops.cache_clear()
