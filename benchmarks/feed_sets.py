@@ -56,7 +56,8 @@ def index_only(folder: Path, tokens: np.ndarray, images: np.ndarray, kind: np.nd
         **{"source": kinds, "component": kinds, "n_images": images},
     }
     tokenizer = ChatTokenizer.load(str(folder / TOKENIZER))
-    _finish(folder, tokenizer, pa.table({name: columns[name] for name in INDEX_SCHEMA.names}).cast(INDEX_SCHEMA))
+    known = {field.name: columns.get(field.name, pa.nulls(n, field.type)) for field in INDEX_SCHEMA}
+    _finish(folder, tokenizer, pa.table(known).cast(INDEX_SCHEMA))
     return folder
 
 

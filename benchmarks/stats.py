@@ -3,7 +3,8 @@
     python benchmarks/stats.py [--rows 1000000] [--repeats 3]
 
 Writes an index of as many rows with six components into a temporary folder, and a small one beside it, then measures
-`longllava stats --json` on each in a fresh process, interleaved. The difference is what the rows cost.
+`longllava stats --json` and the plots of report.html on each in a fresh process, interleaved. The difference is what
+the rows cost.
 """
 
 import argparse
@@ -18,12 +19,18 @@ import pyarrow.parquet as pq
 from measure import measured, median
 
 from formats.manifest import FORMAT, INDEX, write_manifest
-from formats.shard import INDEX_SCHEMA
+from formats.shard import INDEX_SCHEMA, SCORES
 
 STATISTICS = """
 import json, sys
 from pipelines.report import statistics
 print(json.dumps(statistics(sys.argv[1])["total"]["samples"]))
+"""
+PLOTS = """
+import sys
+from pipelines.charts import charts
+from pipelines.opened import OpenBuild
+print(sum(row["samples"] for row in charts(OpenBuild(sys.argv[1]))[1].spec["data"]["values"]))
 """
 MODALITIES = ("text", "image", "multi_image", "video", "subimage")
 GROUP_ROWS = 100_000
@@ -60,7 +67,15 @@ def _group(start: int, stop: int, chance: np.random.Generator) -> pa.Table:
         "n_tokens": text + 144 * images,
         "n_target_tokens": text // 2,
         "n_turns": 2 + numbers % 4,
+        "flags": [[]] * len(numbers),
+        "repetition": chance.random(len(numbers)).round(4),
+        "max_aspect": (1 + chance.random(len(numbers))).round(4),
+        "question_language": ["en"] * len(numbers),
+        "answer_language": ["en"] * len(numbers),
+        "language_mismatch": [False] * len(numbers),
     }
+    scores = [name for name, _ in SCORES if name not in columns]
+    columns |= {name: chance.integers(1, 2_000, len(numbers)) for name in scores}
     return pa.table({field.name: pa.array(columns[field.name], field.type) for field in INDEX_SCHEMA})
 
 
@@ -74,14 +89,19 @@ def main() -> None:
         builds = {"small": (Path(name) / "small", 1_000), "large": (Path(name) / "large", options.rows)}
         for folder, rows in builds.values():
             write_build(folder, rows)
-        runs: dict[str, list[dict[str, Any]]] = {case: [] for case in builds}
+        runs: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for _ in range(options.repeats):
             for case, (folder, rows) in builds.items():
-                runs[case].append(measured(STATISTICS, folder))
-                assert runs[case][-1]["result"] == rows
+                for what, code in (("stats", STATISTICS), ("plots", PLOTS)):
+                    found = measured(code, folder)
+                    assert found["result"] == rows
+                    runs.setdefault((what, case), []).append(found)
     result = {
-        case: {"rows": builds[case][1], **{key: median(found, key) for key in ("wall_s", "cpu_s", "peak_mb")}}
-        for case, found in runs.items()
+        f"{what}, {case}": {
+            "rows": builds[case][1],
+            **{key: median(found, key) for key in ("wall_s", "cpu_s", "peak_mb")},
+        }
+        for (what, case), found in runs.items()
     }
     print(json.dumps(result, indent=2))
 

@@ -340,8 +340,12 @@ def picture(data: bytes, settings: ImageSettings) -> list[EncodedImage]:
         Reject: as `decode` and `fit` do.
     """
     with _opened(data, settings) as file:
-        if settings.passthrough and jpeg.may_stay(data, file, SIDE, settings.quality, settings.subsampling):
-            return [EncodedImage(data, "image", SIDE, SIDE, (SIDE, SIDE))]
+        if settings.passthrough:
+            kept = jpeg.pixels_of_keepable(data, file, SIDE, settings.quality, settings.subsampling)
+            if kept is not None:
+                size = (SIDE, SIDE)
+                known = contrast(Image.fromarray(kept), size)
+                return [EncodedImage(data, "image", SIDE, SIDE, size, contrast=known)]
         pixels, size = _pixels(data, file, settings)
         return [stored(_fit(pixels, size), "image", size, settings)]
 
@@ -401,7 +405,7 @@ def contrast(image: Image.Image, source_size: tuple[int, int]) -> int | None:
     if min(SIDE - 2 * left, SIDE - 2 * top) < _PLACE:
         return None
     shown = image.crop((left, top, SIDE - left, SIDE - top)).reduce(_PLACE)
-    return int(np.ptp(np.asarray(shown), axis=(0, 1)).max())
+    return int(np.ptp(np.asarray(shown.getextrema()), axis=1).max())
 
 
 def encode(image: Image.Image, settings: ImageSettings) -> bytes:

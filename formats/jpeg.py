@@ -5,6 +5,7 @@ colours, damage, odd sampling) goes back to Pillow, which reads or rejects it.
 """
 
 import io
+import re
 from functools import cache
 from typing import Any
 
@@ -18,7 +19,10 @@ FORMATS = frozenset({"JPEG", "MPO"})
 """Pillow's names for what this reads; an MPO is two JPEGs, of which the first is taken."""
 
 _SCREEN_MODES = ("RGB", "L")
-_BARE = frozenset({"APP0", "APP14"})  # JFIF's and Adobe's notes on the colours
+_SCAN = b"\xff\xda"
+_NEEDED = frozenset({b"\xff\xdb", b"\xff\xc0", b"\xff\xc4", b"\xff\xdd", _SCAN})  # tables, the frame, restarts
+_COLOUR_NOTES = frozenset({(b"\xff\xe0", 16), (b"\xff\xee", 14)})  # JFIF's without a thumbnail, and Adobe's
+_AFTER_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7]", re.DOTALL)  # a marker that is not part of the scan
 _SAMPLING = {"4:4:4": (1, 1), "4:2:2": (2, 1), "4:2:0": (2, 2)}
 
 
@@ -51,27 +55,37 @@ def read(data: bytes, file: Image.Image, scale: int = 1) -> Pixels | None:
     return pixels if made.shape == pixels.shape else None
 
 
-def may_stay(data: bytes, file: Image.Image, side: int, quality: int, subsampling: str) -> bool:
-    """Whether a file can be stored as it is.
+def pixels_of_keepable(data: bytes, file: Image.Image, side: int, quality: int, subsampling: str) -> Pixels | None:
+    """A file's pixels if it can be stored as it is, else None.
 
     So it is a whole baseline JPEG of `side` × `side` pixels in colour, its quantisation and its sampling of colours are
-    at least as fine as asked for, and nothing but the picture is in it: no EXIF, comment, profile or trailing bytes.
+    at least as fine as asked for, and nothing but the picture is in it: no EXIF, comment, profile, thumbnail or bytes
+    that decoders pass over.
     """
     if file.format != "JPEG" or file.mode != "RGB" or file.size != (side, side):
-        return False
+        return None
     layers, tables = _layers(file), getattr(file, "quantization", {})
     factors = {_SAMPLING[name] for name in _SAMPLING if name >= subsampling}
-    return (
-        "progressive" not in file.info
-        and "comment" not in file.info
-        and {name for name, _ in getattr(file, "applist", [])} <= _BARE
-        and [layer[0] for layer in layers] == [1, 2, 3]
+    keepable = (
+        [layer[0] for layer in layers] == [1, 2, 3]
         and layers[0][1:3] in factors
         and {layer[1:3] for layer in layers[1:]} == {(1, 1)}
         and all(_finer(tables[layer[3]], _table(quality, i > 0)) for i, layer in enumerate(layers))
-        and data.endswith(b"\xff\xd9")
-        and read(data, file) is not None
+        and _is_bare(data)
     )
+    return read(data, file) if keepable else None
+
+
+def _is_bare(data: bytes) -> bool:
+    """Whether a JPEG is one baseline scan and what decoding it takes, and nothing else (ITU-T T.81, annex B)."""
+    at, marker = 2, b""
+    while marker != _SCAN:
+        marker, length = data[at : at + 2], int.from_bytes(data[at + 2 : at + 4])
+        if marker not in _NEEDED and (marker, length) not in _COLOUR_NOTES:
+            return False
+        at += 2 + length
+    end = _AFTER_SCAN.search(data, at)
+    return end is not None and data[end.start() :] == b"\xff\xd9"
 
 
 def _layers(file: Image.Image) -> list[tuple[int, int, int, int]]:

@@ -41,10 +41,15 @@ def file_sha256(path: Path) -> str:
 
 @contextmanager
 def temporary(path: Path) -> Iterator[Path]:
-    """A name to write a file under; it becomes `path` when the context ends well, and goes when it does not."""
+    """A name to write a file under; it becomes `path` when the context ends well, and goes when it does not.
+
+    The file's content is on the disk before it has its name, also if the machine loses power.
+    """
     name = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield name
+        with name.open("rb") as written:
+            os.fsync(written.fileno())
         name.replace(path)
     finally:
         name.unlink(missing_ok=True)
@@ -52,10 +57,8 @@ def temporary(path: Path) -> Iterator[Path]:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Writes a file so that a crash leaves the old one, or none, but never half of one."""
-    with temporary(path) as name, name.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    with temporary(path) as name:
+        name.write_bytes(data)
 
 
 def write_manifest(build: Path, manifest: Mapping[str, Any]) -> None:

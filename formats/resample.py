@@ -3,13 +3,14 @@
 Pillow filters along rows, rounds to bytes, filters along columns; its weights are whole numbers over 2²², and both sums
 are exact in 32 bits, so whoever adds up the same products has the same picture. Here two loops do so with vector
 instructions. They are written in LLVM's portable assembly, which llvmlite compiles for the machine at hand in some
-50 ms: whole numbers only, so that every machine computes the same. Where llvmlite or the picture's shape does not allow
-it, the caller uses Pillow and gets the same bytes.
+50 ms: whole numbers only, so that every machine computes the same. Where llvmlite, the system or the picture's shape
+does not allow it, the caller uses Pillow and gets the same bytes.
 
 Pictures are uint8 arrays (height, width, 3).
 """
 
 import ctypes
+import mmap
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ def resize_square(pixels: Pixels, size: tuple[int, int], side: int, colour: Sequ
 
     Returns:
         (side, side, 4): Pillow's pixels, and a byte each that means nothing. None if the picture is too small for this,
-        or there is no llvmlite.
+        or the loops cannot be compiled here.
     """
     height, width = pixels.shape[:2]
     full = max(size)
@@ -166,7 +167,7 @@ class _Loops:
 @cache
 def _loops() -> _Loops | None:
     """Compiles the loops; None where that is not possible."""
-    if sys.byteorder != "little":
+    if sys.byteorder != "little" or not _code_may_be_made():
         return None
     try:
         import llvmlite.binding as llvm
@@ -188,3 +189,17 @@ def _loops() -> _Loops | None:
         ctypes.CFUNCTYPE(None, *down)(engine.get_function_address("down")),
         engine,
     )
+
+
+def available() -> bool:
+    """Whether there are loops here; if not, all pictures are left to the caller."""
+    return _loops() is not None
+
+
+def _code_may_be_made() -> bool:
+    """Whether memory may become executable. Hardened systems forbid it, and LLVM would end the process over that."""
+    with mmap.mmap(-1, mmap.PAGESIZE) as page:
+        start = ctypes.addressof(ctypes.c_char.from_buffer(page))
+        protect = ctypes.CDLL(None).mprotect
+        protect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+        return bool(protect(start, mmap.PAGESIZE, mmap.PROT_READ | mmap.PROT_EXEC) == 0)

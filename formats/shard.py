@@ -46,9 +46,12 @@ SCORES = (
     ("contrast", pa.int32()),
     ("min_bytes", pa.int64()),
     ("max_bytes", pa.int64()),
+    ("width", pa.int32()),
+    ("height", pa.int32()),
 )
 """Columns of index.parquet that say what may be junk: of the upstream record, before anything was cut, scaled or split.
-Those of pictures are null without any; all are null in samples replayed from a build that had none."""
+Those of pictures are null without any; `width` and `height` are of the largest. All are null in samples replayed from a
+build that had none."""
 
 INDEX_SCHEMA = pa.schema(
     [

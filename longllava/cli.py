@@ -1,6 +1,7 @@
 """The `longllava` command. Each subcommand only translates between the terminal and one function elsewhere."""
 
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +10,7 @@ import typer
 
 from formats.errors import LongLlavaError, UsageError
 from longllava.commands import look, mend, overlap, talk
-from longllava.commands.terminal import default_catalog, print_json, program, stderr, stdout
+from longllava.commands.terminal import default_catalog, print_error, print_json, program, stderr, stdout
 from longllava.commands.train import train
 
 app = typer.Typer(
@@ -32,23 +33,23 @@ AddressOption = Annotated[
 ]
 _INTERRUPTED = 130  # exit code after Ctrl-C
 
-BuildArgument = Annotated[Path, typer.Argument(help="Directory of a finished build.", show_default=False)]
-
 
 def main() -> None:
     """Runs the command; a mistake of the user's ends it with exit code 2 and a message that says what to do."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's way to say Ctrl-C
     try:
         app()
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        print_error(error)
         sys.exit(2)
     except LongLlavaError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        print_error(error)
         sys.exit(1)
-    except SystemExit as end:
-        if end.code == _INTERRUPTED:
-            print("stopped; the same command goes on from here", file=sys.stderr)  # noqa: T201
-        raise
+    except (SystemExit, KeyboardInterrupt) as end:  # Typer makes one of the other once it has taken over
+        if isinstance(end, SystemExit) and end.code != _INTERRUPTED:
+            raise
+        print("stopped; the same command goes on from here", file=sys.stderr)  # noqa: T201
+        sys.exit(_INTERRUPTED)
 
 
 @app.command()
@@ -204,24 +205,33 @@ app.command()(train)
 
 @app.command()
 def validate(
-    build: BuildArgument,
+    build: look.BuildArgument,
     deep: Annotated[bool, typer.Option("--deep", help="Decode every image, too.")] = False,
+    against: Annotated[
+        str | None, typer.Option("--against", metavar="DATA", help="Rebuild some samples from the sources there, too.")
+    ] = None,
+    share: Annotated[
+        float, typer.Option("--against-share", min=0, max=1, help="Of each component, but at least 8 samples.")
+    ] = 0.01,
+    seed: Annotated[int, typer.Option("--against-seed", help="Of the draw of samples to rebuild.")] = 0,
+    workers: WorkersOption = None,
     json_output: JsonOption = False,
 ) -> None:
     """Check a build with code that shares nothing with what wrote it. Exit 0 if clean, 1 with findings.
 
     Example: longllava validate demo/builds/multi_image --deep
     """
+    from longllava.against import check_against
     from longllava.display import SamplesChecked, findings_table, progress_on
     from validators.run import summary
     from validators.run import validate as run
 
-    if "://" not in str(build) and not build.is_dir():
+    if "://" not in build and not Path(build).is_dir():
         raise UsageError(f"{build} is no directory")
-    with progress_on(stderr()) as progress:
-        findings = run(str(build), deep=deep, progress=SamplesChecked(progress))
+    with progress_on(stderr()) as progress, check_against(build, against, share, seed, workers, progress) as how:
+        findings = run(build, deep=deep, against=how, progress=SamplesChecked(progress))
     if json_output:
-        print_json({"build": str(build), "findings": [f.as_dict() for f in findings], "codes": summary(findings)})
+        print_json({"build": build, "findings": [f.as_dict() for f in findings], "codes": summary(findings)})
     elif findings:
         stdout().print(findings_table(findings))
     else:

@@ -6,7 +6,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from longllava.display_samples import printable
+from longllava.commands.terminal import printable
 
 Statistics = Mapping[str, Any]
 

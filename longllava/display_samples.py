@@ -15,16 +15,12 @@ from rich.table import Table
 from rich.text import Text
 
 from formats.tokens import IGNORED, ChatTokenizer
+from longllava.commands.terminal import printable
 from pipelines.opened import Stored
 
 _MARKUP = re.compile(r"</?(?:image|img|vid)>|<t>")
 _MOST_IMAGES = 8
 _BLOCK_COLUMNS = 28
-
-
-def printable(value: str) -> str:
-    """Text in which characters that would steer a terminal are made visible."""
-    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in value)
 
 
 def protocol_text(value: str) -> Text:

@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.optim import Optimizer
 
-from formats.errors import UsageError
+from formats.errors import TrainingError, UsageError
 from formats.manifest import write_atomically
 from model.world import World
 
@@ -87,11 +87,15 @@ class Checkpoints:
         self._writing = (future, partial, state)  # type: ignore[assignment]
 
     def wait(self) -> None:
-        """Returns when nothing is being written any more."""
+        """Returns when nothing is being written any more.
+
+        Raises:
+            TrainingError: if it could not be written.
+        """
         if self._writing is None:
             return
         future, partial, state = self._writing
-        future.result()
+        _written(future, partial)
         self._writing = None
         if self._world.first:
             self._finish(partial, state)
@@ -101,7 +105,7 @@ class Checkpoints:
         """Finishes a checkpoint whose writing has ended, and returns at once."""
         if self._world.first and self._writing and self._writing[0].done():
             future, partial, state = self._writing
-            future.result()
+            _written(future, partial)
             self._finish(partial, state)  # `wait` finds it finished
 
     def restore(self, model: nn.Module, optimiser: Optimizer, saved: Saved) -> None:
@@ -144,6 +148,23 @@ def _tensors(model: nn.Module, optimiser: Optimizer) -> Iterator[tuple[str, Tens
             yield name, parameter.detach()
             for moment in ("exp_avg", "exp_avg_sq"):
                 yield f"{moment}.{name}", optimiser.state[parameter][moment]
+
+
+def _written(future: Future[Any], partial: Path) -> None:
+    """Waits for what a thread writes.
+
+    Raises:
+        TrainingError: if a process could not write its part, most often for want of room.
+    """
+    try:
+        future.result()
+    except (CheckpointException, OSError, RuntimeError) as error:
+        first = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+        free = shutil.disk_usage(partial.parent).free
+        raise TrainingError(
+            f"{partial} cannot be written ({str(first).splitlines()[0]}; {free / 1e9:,.1f} GB are free there); make"
+            " room, or keep fewer with --keep, and give the same command: it goes on from the last whole checkpoint"
+        ) from error
 
 
 def _sync(folder: Path) -> None:

@@ -174,9 +174,13 @@ def convert(
 ) -> LongLlavaConfig:
     """Turns a folder in the authors' layout into one that `from_pretrained` reads.
 
+    A checkpoint of Jamba itself becomes what training begins with: Jamba, the weights of `vision`, and a projector
+    that has learnt nothing yet.
+
     Args:
         checkpoint: with config.json and *.safetensors.
-        vision: folder of the CLIP tower's config.json, if it is another than openai/clip-vit-large-patch14-336.
+        vision: folder of the CLIP tower's config.json, if it is another than openai/clip-vit-large-patch14-336; with a
+            checkpoint of Jamba, of its *.safetensors too.
         out: where to; must not be there yet, and is there only once it is whole.
         tokenizer: folder of the tokenizer, which is copied; that of the checkpoint by default.
         image_token_id: as in `convert_config`; the tokenizer's by default.
@@ -193,13 +197,22 @@ def convert(
     upstream = _json(checkpoint / "config.json")
     chat = _tokenizer(checkpoint, tokenizer)
     image = image_token_id if image_token_id is not None else chat.image_token_id if chat else _JAMBAS_IMAGE
-    config = convert_config(upstream, _tower(upstream, vision, checkpoint), image)
+    alone = upstream.get("model_type") == "jamba" and "resamplePooling" not in upstream
+    if alone and vision is None:
+        raise UsageError(
+            f"{checkpoint} is Jamba, which sees nothing yet; say with --vision which folder holds the tower's"
+            " config.json and *.safetensors"
+        )
+    pooled = {"resamplePooling": "2d"} if alone else {}
+    config = convert_config({**upstream, **pooled}, _tower(upstream, vision, checkpoint), image)
     with torch.device("meta"):
         model = LongLlavaForConditionalGeneration(config)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
     model.to_empty(device="cpu")
-    load_weights(model, read_tensors(checkpoint))
+    load_weights(model, read_tensors(checkpoint), text_only=alone)
+    if alone and vision is not None:
+        _fill_image_side(model, vision)
     unfinished = out.with_name(f"{out.name}.unfinished")
     with quiet():
         model.save_pretrained(unfinished)
@@ -209,6 +222,36 @@ def convert(
     return config
 
 
+@torch.no_grad()
+def _fill_image_side(model: LongLlavaForConditionalGeneration, vision: Path) -> None:
+    """A tower's weights, from a whole CLIP or its image side alone, and a new projector, the same each time.
+
+    Raises:
+        UsageError: if the weights do not fit; lists those that do not.
+    """
+    tower = {name: x for name, x in _targets(model).items() if name.startswith(_TOWER)}
+    problems, missing = [], set(tower)
+    for name, tensor in read_tensors(vision):
+        ours = _TOWER + name.removeprefix("vision_model.")
+        if ours not in tower:  # the text side of a whole CLIP
+            continue
+        missing.discard(ours)
+        if tower[ours].shape == tensor.shape:
+            tower[ours].copy_(tensor)
+        else:
+            problems.append(f"shape: {name} is {tuple(tensor.shape)}, the model has {tuple(tower[ours].shape)}")
+    problems += [f"missing: {name.removeprefix(_TOWER)}" for name in sorted(missing)]
+    if problems:
+        raise UsageError(f"{vision} does not fit the tower ({len(problems)} tensors):\n  " + "\n  ".join(problems[:20]))
+    drawn = torch.Generator().manual_seed(0)
+    for layer in (model.model.multi_modal_projector.linear_1, model.model.multi_modal_projector.linear_2):
+        bound = layer.in_features**-0.5  # as `torch.nn.Linear` begins
+        for parameter in (layer.weight, layer.bias):
+            fresh = torch.rand(parameter.shape, generator=drawn) * 2 - 1
+            parameter.copy_(fresh * bound)
+
+
+_TOWER = "model.vision_tower."
 _JAMBAS_IMAGE = 516  # `formats.tokens.IMAGE_TOKEN` in Jamba's vocabulary
 _KNOWN_TOWER = "clip-vit-large-patch14-336"
 

@@ -7,6 +7,7 @@ the order.
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -173,12 +174,24 @@ class Attention(nn.Module):
         if packing is not None:
             mixed = _apart(query, key, value, packing)
         elif key.shape[2] == query.shape[2]:
-            mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+            mixed = _attend(query, key, value, is_causal=True)
         else:  # the last of all queries see all keys; for one query there is nothing to hide
             hide = causal_lower_right(query.shape[2], key.shape[2]) if query.shape[2] > 1 else None
-            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=hide, enable_gqa=True)
+            mixed = _attend(query, key, value, attn_mask=hide)
         out: Tensor = self.o_proj(mixed.transpose(1, 2).flatten(2))
         return out
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, **causal: Any) -> Tensor:
+    """Attention of [batch, heads, length, size], of whose keys and values each serves several heads.
+
+    On GPUs no fused kernel shares keys in float32, and PyTorch would fall back, in silence, to one that holds all
+    scores at once (pytorch#154363).
+    """
+    shared = query.dtype != torch.float32
+    if not shared:
+        key, value = (x.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for x in (key, value))
+    return F.scaled_dot_product_attention(query, key, value, enable_gqa=shared, **causal)
 
 
 def _apart(query: Tensor, key: Tensor, value: Tensor, packing: Packing) -> Tensor:
@@ -186,7 +199,7 @@ def _apart(query: Tensor, key: Tensor, value: Tensor, packing: Packing) -> Tenso
     rows = []
     for row, bounds in enumerate(packing.bounds):
         samples = [
-            F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+            _attend(q, k, v, is_causal=True)
             for start, end in pairwise(bounds)
             for q, k, v in [[x[row : row + 1, :, start:end] for x in (query, key, value)]]
         ]

@@ -112,7 +112,8 @@ class Learner:
         more = f"\n  … and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         raise TrainingError(
             f"{what} these samples:\n  " + "\n  ".join(names[:_NAMED]) + more + "\nLook at them with `longllava show"
-            " BUILD KEY`; if nothing is wrong with them, resume with a lower --learning-rate or --precision fp32"
+            " BUILD KEY`; if nothing is wrong with them, train with a lower --learning-rate or with --precision fp32,"
+            " and into another --out: this one's run keeps its settings"
         )
 
     def _names(self, rows: Sequence[int]) -> list[str]:

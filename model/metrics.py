@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import resource
 import sys
 from collections.abc import Callable, Mapping
@@ -68,7 +69,7 @@ class Log:
         self._run: Any = None
         if wandb:
             self._run = importlib.import_module("wandb").init(
-                project=wandb, dir=str(out), config=dict(about), id=_name_of(out), resume="allow"
+                project=wandb, dir=str(out), config=dict(about), id=run_name(out), resume="allow"
             )
 
     def write(self, step: Mapping[str, Any]) -> None:
@@ -118,8 +119,8 @@ def _flat(step: Mapping[str, Any]) -> list[tuple[str, float]]:
     return found
 
 
-def _name_of(out: Path) -> str:
+def run_name(out: Path) -> str:
     """A name by which the service finds the run again: the folder's, and a few letters of its whole path."""
     from formats.manifest import fingerprint
 
-    return f"{out.name}-{fingerprint(str(out.resolve()))[:8]}"
+    return f"{re.sub(r'[^A-Za-z0-9_.-]', '-', out.name)}-{fingerprint(str(out.resolve()))[:8]}"

@@ -5,8 +5,10 @@ the precision of the computation; what is frozen stays in the precision of its c
 optimiser state. A and D of Mamba layers, a few thousandths of all, are whole in every process and never leave float32.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from functools import partial
+from itertools import chain
 from typing import cast
 
 import torch
@@ -54,6 +56,7 @@ def shard(model: LongLlavaForConditionalGeneration, world: World, compute: torch
     Args:
         compute: bfloat16, or float32 for everything as it is.
     """
+    _move_whole(model, world.device)
     policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
     spread = partial(fully_shard, mesh=world.mesh, mp_policy=policy, ignored_params=set(whole(model)))
     tower = model.model.vision_tower
@@ -61,6 +64,14 @@ def shard(model: LongLlavaForConditionalGeneration, world: World, compute: torch
     for layer in (*tower.encoder.layers, *model.model.language_model.layers):  # type: ignore[union-attr, misc]
         spread(layer)
     spread(model)
+
+
+def _move_whole(model: nn.Module, device: torch.device) -> None:
+    """FSDP moves only what it shards. What has no memory yet stays so until it is loaded."""
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if f".{name}" in _WHOLE and not parameter.is_meta:
+                setattr(module, name, nn.Parameter(parameter.data.to(device), parameter.requires_grad))
 
 
 def whole(model: nn.Module) -> list[nn.Parameter]:
@@ -76,21 +87,28 @@ def checkpoint_activations(model: nn.Module) -> None:
             layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)  # type: ignore[assignment]
 
 
+_UNDECAYED = re.compile(r"(?:bias|norm\w*\.weight|\.A_log|\.D)$")
+
+
 def optimiser_of(
     model: nn.Module, rate: float, weight_decay: float, beta2: float, device: torch.device
 ) -> torch.optim.AdamW:
-    """AdamW over what is trained, its states made at once: if they do not fit, that shows before the first step."""
+    """AdamW over what is trained, its states made at once: if they do not fit, that shows before the first step.
+
+    Biases, norms and Mamba's A and D do not decay, as is usual since GPT-2 and Mamba.
+    """
     kept = {id(p) for p in whole(model)}
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [[p for p in trained if id(p) not in kept], [p for p in trained if id(p) in kept]]
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((id(parameter) in kept, bool(_UNDECAYED.search(name))), []).append(parameter)
     optimiser = torch.optim.AdamW(
-        [{"params": group} for group in groups if group],
+        [{"params": group, "weight_decay": 0.0 if free else weight_decay} for (_, free), group in groups.items()],
         lr=rate,
         betas=(0.9, beta2),
-        weight_decay=weight_decay,
         fused=device.type == "cuda",
     )
-    for parameter in trained:
+    for parameter in chain.from_iterable(groups.values()):
         step = torch.zeros((), dtype=torch.float32, device=device if device.type == "cuda" else "cpu")
         zeros = [torch.zeros_like(parameter, requires_grad=False) for _ in range(2)]
         optimiser.state[parameter] = {"step": step, "exp_avg": zeros[0], "exp_avg_sq": zeros[1]}

@@ -84,7 +84,7 @@ class ShardReader:
         raise DamageError(
             f"{self._names[entry.build]}: sample {entry.key} in {entry.shard} at byte {entry.offset:,} is damaged:"
             f" {found}. The shard has changed since the build; copy it again, or go on without such samples"
-            f" (on_damage='skip')"
+            f" (--skip-damaged, or on_damage='skip')"
         )
 
     def _read(self, entry: Entry) -> bytes:

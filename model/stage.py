@@ -1,8 +1,9 @@
 """What a training run is asked to do: the recipe's `training` section, and what the user puts in its place."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,14 @@ from recipes.schema import Training
 
 Part = Literal["vision", "projector", "llm"]
 PARTS: tuple[Part, ...] = ("vision", "projector", "llm")
+_COUNTS = ("epochs", "steps", "save_every", "keep", "log_every", "tokens_per_batch", "sequence_length", "threads")
+_RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
+    (_COUNTS, lambda value: value >= 1, "at least 1"),
+    (("learning_rate", "clip"), lambda value: value > 0, "above 0"),
+    (("weight_decay", "balance"), lambda value: value >= 0, "at least 0"),
+    (("warmup_ratio", "beta2"), lambda value: 0 <= value < 1, "from 0 to below 1"),
+)
+"""Settings, what holds for each, and how to say it; none holds for what is no number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +34,7 @@ class TrainSettings:
         learning_rate: at the top of the schedule.
         schedule: `cosine` (to 0) or `constant`.
         warmup_ratio: share of all steps in which the rate rises to its top.
-        weight_decay: of AdamW.
+        weight_decay: of AdamW; biases, norms and Mamba's A and D do not decay.
         trainable: of `vision`, `projector`, `llm`; the rest stays as it is, bit by bit.
         epochs: how often the builds are read.
         sequence_length: most tokens of a sequence.
@@ -34,6 +43,8 @@ class TrainSettings:
         weights: how often an epoch reads each build; once if None.
         max_images: most images of a sequence, if bounded.
         drop_oversize: leave samples out that fit in no sequence, instead of refusing them.
+        skip_damaged: leave samples out that are not what their index says, and name them in metrics.jsonl, instead of
+            stopping; may change while a run goes on.
         balance: weight of the routers' load balance in the loss; `router_aux_loss_coef` of the configuration if None.
         clip: largest norm of all gradients together.
         beta2: of AdamW.
@@ -65,6 +76,7 @@ class TrainSettings:
     weights: tuple[float, ...] | None = None
     max_images: int | None = None
     drop_oversize: bool = False
+    skip_damaged: bool = False
     balance: float | None = None
     clip: float = 1.0
     beta2: float = 0.999
@@ -88,14 +100,13 @@ class TrainSettings:
             raise UsageError(f"--trainable {unknown[0]}: one of {', '.join(PARTS)}")
         if self.trainable == ():
             raise UsageError(f"--trainable: name at least one of {', '.join(PARTS)}")
-        for name in ("epochs", "steps", "save_every", "keep", "log_every", "tokens_per_batch", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"--{name.replace('_', '-')} {value}: at least 1")
-        for name, least in (("learning_rate", 0), ("clip", 0)):
-            value = getattr(self, name)
-            if value is not None and not value > least:
-                raise UsageError(f"--{name.replace('_', '-')} {value}: above {least}")
+        for names, fits, wanted in _RANGES:
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not fits(value):
+                    raise UsageError(f"--{name.replace('_', '-')} {value}: {wanted}")
+        if self.wandb is not None and find_spec("wandb") is None:
+            raise UsageError("--wandb: that package is not installed; pip install wandb, or leave the option out")
 
 
 @dataclass(frozen=True, slots=True)

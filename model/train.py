@@ -8,9 +8,11 @@ OUT/report.html       loss and speed, drawn
 OUT/final/            config.json, model*.safetensors, tokenizer, builds.json: what it has seen
 """
 
+import fcntl
 import json
 import math
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -57,9 +59,10 @@ def train(settings: TrainSettings, watch: Watch | None = None) -> Path:
         UsageError: if builds, model and settings do not fit together.
         TrainingError: if the loss is not finite or memory runs out.
     """
-    with joined() as world:
+    with joined() as world, ExitStack() as held:
         feed, stage = opened(settings, world.rank, world.size)  # 1
         _claim(settings, stage, feed, world)
+        held.enter_context(_alone(settings.out, world))
         run = _Run(settings, stage, world, feed, math.ceil(_sequences(feed, stage) / stage.global_batch))
         if run.finished:
             return settings.out / FINAL
@@ -85,6 +88,7 @@ def opened(settings: TrainSettings, rank: int = 0, world_size: int = 1) -> tuple
         "seed": settings.seed,
         "max_images": settings.max_images,
         "oversize": "drop" if settings.drop_oversize else "refuse",
+        "on_damage": "skip" if settings.skip_damaged else "raise",
         "rank": rank,
         "world_size": world_size,
         "threads": settings.threads,
@@ -139,6 +143,8 @@ def _learn(run: _Run, made: Prepared, watch: Watch | None) -> None:
         step += 1
         line = {"step": step, **asdict(learnt), "learning_rate": rate}
         line |= speed.step(batch, learnt.tokens, learnt.images)
+        if settings.skip_damaged:
+            line["damaged"] = _damaged(batch, world)
         if log:
             log.write(line)
         if log and watch and (step % settings.log_every == 0 or step in (1, run.last)):
@@ -174,6 +180,12 @@ def _batches(feed: Feed, size: int, speed: Speedometer) -> Iterator[list[PackedS
         yield batch
 
 
+def _damaged(batch: list[PackedSequence], world: World) -> list[str]:
+    """Samples of a step that were left out, of all processes, in words."""
+    mine = [text for sequence in batch for text in sequence.damaged]
+    return [text for texts in world.gathered(mine) for text in texts]
+
+
 def _sequences(feed: Feed, stage: Stage) -> int:
     """Of all processes and epochs."""
     return sum(len(feed.blend.epoch(epoch)) for epoch in range(stage.epochs))
@@ -195,3 +207,23 @@ def _claim(settings: TrainSettings, stage: Stage, feed: Feed, world: World) -> N
     if world.first and theirs is None:
         settings.out.mkdir(parents=True, exist_ok=True)
         write_atomically(file, json.dumps(mine, indent=2).encode() + b"\n")
+
+
+@contextmanager
+def _alone(out: Path, world: World) -> Iterator[None]:
+    """Holds OUT against another launch, such as a job that was queued again; goes when the first process does.
+
+    Raises:
+        UsageError: if another launch trains there.
+    """
+    with ExitStack() as held:
+        taken = False
+        if world.first:
+            lock = held.enter_context((out / ".lock").open("wb"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                taken = True
+        if world.told(taken):
+            raise UsageError(f"{out}: another launch trains there; wait for it, or give another --out")
+        yield

@@ -114,7 +114,8 @@ def placement(env: Mapping[str, str]) -> Placement:
     if "RANK" in env and "WORLD_SIZE" in env:
         rank, size, local = (int(env.get(name, 0)) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
         return Placement(rank, size, local, env.get("MASTER_ADDR", "localhost"), int(env.get("MASTER_PORT", 29500)))
-    size = int(env.get("SLURM_NTASKS", 1))
+    # SLURM_NTASKS will not do: a batch script and an interactive shell have the job's, and are one process.
+    size = int(env.get("SLURM_STEP_NUM_TASKS", 1))
     if "SLURM_PROCID" not in env or size == 1:
         return Placement(local=int(env.get("LOCAL_RANK", 0)))
     nodes = env.get("SLURM_STEP_NODELIST", env.get("SLURM_JOB_NODELIST", ""))

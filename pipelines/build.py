@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import importlib.metadata
 import json
 import platform
 import re
@@ -12,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +25,18 @@ from pipelines.curate import PictureBudget, refuse_overdrawn
 from pipelines.duplicates import Curator
 from pipelines.executor import Executor
 from pipelines.finish import Finisher, origins
+from pipelines.glimpses import thumbnails
 from pipelines.ingest import Catalog, Location, ingested
 from pipelines.materialise import Settings, ShardTask, build_shard
 from pipelines.notes import ShardNote, load_note
 from pipelines.plan import EarlierBuild, Planner, Pool, Round, fingerprints
 from pipelines.progress import Progress
 from pipelines.storage import absolute
+from pipelines.tools import tool_versions
 from recipes.schema import Recipe
 
 WORK = ".build"
 REQUEST = "request.json"  # in the work folder: recipe and places, for whoever goes on
-# What the bytes of a build depend on.
-_TOOLS = ("longllava", "pillow", "simplejpeg", "numpy", "av", "tokenizers", "pyarrow", "duckdb", "pycld2")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,8 @@ def _build(request: Request, progress: Progress, reopen: Callable[[Site], bool] 
                 settings = settings_of(request, work, request.out / TOKENIZER / "tokenizer.json", catalogs, earlier)
                 if reopen is None or reopen(Site(work, planner, settings, catalogs, earlier, executor)):
                     notes = _materialise(settings, work, planner, executor, progress)
-                    finisher = Finisher(request.out, work, planner, catalogs, earlier, tokenizer, tool_versions())
+                    look = partial(thumbnails, settings=settings, planner=planner, run=executor.map)
+                    finisher = Finisher(request.out, work, planner, catalogs, earlier, tokenizer, tool_versions(), look)
                     manifest = finisher.finish(notes, _environment(request, started, executor))
                 else:
                     manifest = read_manifest(request.out)
@@ -184,6 +185,7 @@ def settings_of(
         annotation_roots={place.source: place.annotations for place in places},
         builds={name: str(build.folder) for name, build in earlier.items()},
         build_hashes={name: build.manifest["recipe_sha256"] for name, build in earlier.items()},
+        tools=tool_versions(),
     )
 
 
@@ -272,7 +274,7 @@ def alone(out: Path) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise BuildError(f"{out}: another build is at work there; wait for it or choose another --out") from error
-        for stray in (*out.glob(".*.tmp"), *(out / TOKENIZER).glob(".*.tmp")):
+        for stray in (*out.glob(".*.tmp"), *out.glob("*/.*.tmp")):
             stray.unlink(missing_ok=True)
         yield work.resolve()
 
@@ -375,11 +377,6 @@ def _refuse_changed_inputs(work: Path, inputs: Mapping[str, str]) -> None:
                 " undo that to resume it, or remove the directory to start over"
             )
     write_atomically(path, json.dumps(inputs, indent=2).encode())
-
-
-def tool_versions() -> dict[str, str]:
-    """Versions of what decides the bytes of a build."""
-    return {name: importlib.metadata.version(name) for name in _TOOLS}
 
 
 def _environment(request: Request, started: float, executor: Executor) -> dict[str, Any]:

@@ -25,22 +25,34 @@ QUERIES: Mapping[str, str] = {
                         sum(n_target_tokens)::BIGINT AS trained_on,
                         sum(n_text_tokens - n_target_tokens)::BIGINT AS other_text
                  FROM {index} GROUP BY source ORDER BY source""",
+    "sizes": """SELECT component, floor(4 * log2(width))::INT AS across, floor(4 * log2(height))::INT AS down,
+                       count(*) AS samples
+                FROM {index} WHERE width IS NOT NULL
+                GROUP BY component, across, down ORDER BY component, across, down""",
+    "aspects": """SELECT component, round(4 * log2(width / height))::INT AS bin, count(*) AS samples
+                  FROM {index} WHERE width IS NOT NULL GROUP BY component, bin ORDER BY component, bin""",
+    "rejects": """SELECT component, reason, count(*) AS records
+                  FROM {ledger} GROUP BY component, reason ORDER BY component, reason""",
 }
-"""What each plot shows, as SQL over index.parquet."""
+"""What each plot shows, as SQL over index.parquet, or over rejects.jsonl."""
 
+LEDGER = "read_json('rejects.jsonl', columns = {component: 'VARCHAR', reason: 'VARCHAR'})"
+"""rejects.jsonl as a table, also if it is empty."""
+
+_OF_PICTURES = frozenset({"sizes", "aspects"})  # which indexes of before have no columns for
 
 _ROW = 28  # pixels a bar
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A plot on the page; `query` recomputes what it shows, if the index has it."""
+    """A plot on the page; `query` recomputes what it shows."""
 
     name: str
     title: str
     about: str
     spec: Mapping[str, Any]
-    query: str = ""
+    query: str
 
 
 @cache
@@ -52,20 +64,17 @@ def scripts() -> str:
     return code.replace("</script", "<\\/script").replace("<!--", "<\\!--")  # neither may stand in a script element
 
 
-def charts(build: OpenBuild, sizes: Sequence[Mapping[str, Any]]) -> list[Chart]:
-    """All plots that have something to show.
-
-    Args:
-        build: an opened build.
-        sizes: width and height of some pictures before resizing, by component.
-    """
-    data = {name: build.rows(query.format(index="samples")) for name, query in QUERIES.items()}
+def charts(build: OpenBuild) -> list[Chart]:
+    """All plots of a build that have something to show."""
+    wanted = QUERIES.keys() - {"rejects"} - (_OF_PICTURES if "width" not in build.columns else set())
+    data = {name: build.rows(QUERIES[name].format(index="samples")) for name in wanted}
     made = [
         _mix(data["mix"]),
         _lengths(data["lengths"]),
         _images(data["images"]),
         _tokens(data["tokens"]),
-        _sizes(sizes),
+        _sizes(data.get("sizes", [])),
+        _aspects(data.get("aspects", [])),
         _rejects(build.manifest["components"]),
     ]
     return [chart for chart in made if chart is not None]
@@ -84,7 +93,7 @@ def _chart(name: str, title: str, about: str, figure: Any, height: int = 260) ->
         spec = figure.properties(name=name, height=height).to_dict()  # a name, for Altair's own count up
     spec.pop("$schema", None)
     spec.pop("config", None)  # the page sets colours for light and dark
-    query = " ".join(QUERIES.get(name, "").split()).replace("{index}", "'index.parquet'")
+    query = " ".join(QUERIES[name].split()).replace("{index}", "'index.parquet'").replace("{ledger}", LEDGER)
     return Chart(name, title, about, json.loads(json.dumps(spec, sort_keys=True)), query)
 
 
@@ -196,35 +205,79 @@ def _tokens(rows: Sequence[Mapping[str, Any]]) -> Chart | None:
     )
 
 
-def _sizes(sizes: Sequence[Mapping[str, Any]]) -> Chart | None:
-    if not sizes:
+def _sizes(rows: Sequence[Mapping[str, Any]]) -> Chart | None:
+    if not rows:
         return None
     alt = _altair()
-    counts: dict[tuple[str, int, int], int] = {}
-    for size in sizes:
-        key = (size["component"], size["width"], size["height"])
-        counts[key] = counts.get(key, 0) + 1
-    rows = [
-        {"component": c, "width": w, "height": h, "aspect": round(w / h, 2), "pictures": n}
-        for (c, w, h), n in sorted(counts.items())
+    values = [
+        {
+            "component": row["component"],
+            "width": _middle(row["across"]),
+            "height": _middle(row["down"]),
+            "widths": _span(row["across"]),
+            "heights": _span(row["down"]),
+            "samples": row["samples"],
+        }
+        for row in rows
     ]
     picked = alt.selection_point(fields=["component"], bind="legend", name="picked")
-    log = alt.Scale(type="log", base=2, nice=False, padding=12)
+    scale = alt.Scale(type="log", base=2, nice=False, padding=16)
+    ticks = alt.Axis(values=[2**power for power in range(16)], format=",")
     figure = (
-        alt.Chart(_values(rows), width="container")
+        alt.Chart(_values(values), width="container")
         .mark_circle()
         .encode(
-            x=alt.X("width:Q", scale=log, title="width, pixels"),
-            y=alt.Y("height:Q", scale=log, title="height, pixels"),
-            size=alt.Size("pictures:Q", legend=None),
+            x=alt.X("width:Q", scale=scale, axis=ticks, title="width, pixels"),
+            y=alt.Y("height:Q", scale=scale, axis=ticks, title="height, pixels"),
+            order=alt.Order("samples:Q", sort="descending"),
+            size=alt.Size("samples:Q", legend=None, scale=alt.Scale(range=[16, 400])),
             color=alt.Color("component:N", legend=alt.Legend(orient="bottom", columns=3)),
             opacity=alt.condition(picked, alt.value(0.7), alt.value(0.05)),
-            tooltip=["component:N", "width:Q", "height:Q", "aspect:Q", "pictures:Q"],
+            tooltip=["component:N", "widths:N", "heights:N", alt.Tooltip("samples:Q", format=",")],
         )
         .add_params(picked)
     )
-    about = f"Width and height before resizing of {len(sizes):,} pictures and clips, from a seeded draw of samples."
+    about = "The largest picture or clip of each sample before resizing, in steps of a quarter of a power of two."
     return _chart("sizes", "Picture sizes", about, figure)
+
+
+def _middle(bin_: int) -> int:
+    return round(2 ** ((bin_ + 0.5) / 4))
+
+
+def _span(bin_: int) -> str:
+    """The whole numbers of pixels in a bin."""
+    first, last = (math.ceil(2 ** (edge / 4) - 1e-9) for edge in (bin_, bin_ + 1))
+    return f"{first:,} to {last - 1:,}" if last - 1 > first else f"{first:,}"
+
+
+def _aspects(rows: Sequence[Mapping[str, Any]]) -> Chart | None:
+    if not rows:
+        return None
+    alt = _altair()
+    bins = range(min(row["bin"] for row in rows), max(row["bin"] for row in rows) + 1)
+    picked = alt.selection_point(fields=["component"], bind="legend", name="picked")
+    order = alt.Scale(domain=[_aspect(bin_) for bin_ in bins], paddingInner=0.05)
+    figure = (
+        alt.Chart(_values([{**row, "aspect": _aspect(row["bin"])} for row in rows]), width="container")
+        .mark_bar()
+        .encode(
+            x=alt.X("aspect:O", scale=order, axis=alt.Axis(labelAngle=0, labelOverlap=True), title="width : height"),
+            y=alt.Y("samples:Q", stack="zero", title="samples"),
+            color=alt.Color("component:N", legend=alt.Legend(orient="bottom", columns=3)),
+            opacity=alt.condition(picked, alt.value(1), alt.value(0.12)),
+            tooltip=["component:N", "aspect:O", alt.Tooltip("samples:Q", format=",")],
+        )
+        .add_params(picked)
+    )
+    about = "Width to height of the same pictures, from upright to wide, to the nearest quarter of a power of two."
+    return _chart("aspects", "Picture aspects", about, figure)
+
+
+def _aspect(bin_: int) -> str:
+    """About what one side is to the other: "1.4 : 1", "1 : 2"."""
+    times = f"{2 ** (abs(bin_) / 4):.3g}"
+    return f"1 : {times}" if bin_ < 0 else f"{times} : 1"
 
 
 def _rejects(components: Mapping[str, Mapping[str, Any]]) -> Chart | None:

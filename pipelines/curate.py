@@ -8,7 +8,7 @@ has all scores, so for replay and sub-images every step is a condition on it.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from math import sqrt
 
 from formats.errors import BuildError, Reason, Reject
@@ -80,6 +80,7 @@ class PictureScores:
         max_aspect: the largest ratio of a longer side to its shorter one.
         contrast: of the blankest; a clip's is that of its best frame.
         min_bytes, max_bytes: sizes of the pictures' files; clips do not count.
+        width, height: of the picture or clip with the most pixels, the first of several.
     """
 
     min_side: int | None = None
@@ -88,9 +89,8 @@ class PictureScores:
     contrast: int | None = None
     min_bytes: int | None = None
     max_bytes: int | None = None
-
-
-PICTURE_COLUMNS = tuple(field.name for field in fields(PictureScores))
+    width: int | None = None
+    height: int | None = None
 
 
 def picture_scores(groups: Sequence[Sequence[EncodedImage]], sizes: Sequence[int]) -> PictureScores:
@@ -102,7 +102,8 @@ def picture_scores(groups: Sequence[Sequence[EncodedImage]], sizes: Sequence[int
     """
     if not groups:
         return PictureScores()
-    shapes = {image.source_size for group in groups for image in group}
+    shapes = [image.source_size for group in groups for image in group]
+    width, height = max(shapes, key=lambda shape: shape[0] * shape[1])
     best = [max(known) for group in groups if (known := [i.contrast for i in group if i.contrast is not None])]
     return PictureScores(
         min_side=min(min(shape) for shape in shapes),
@@ -111,6 +112,8 @@ def picture_scores(groups: Sequence[Sequence[EncodedImage]], sizes: Sequence[int
         contrast=min(best, default=None),
         min_bytes=min(sizes, default=None),
         max_bytes=max(sizes, default=None),
+        width=width,
+        height=height,
     )
 
 

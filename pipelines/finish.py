@@ -3,7 +3,7 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,7 +47,10 @@ class Tally:
 
 @dataclass
 class Finisher:
-    """Writes what makes a directory of shards a build."""
+    """Writes what makes a directory of shards a build.
+
+    `glimpses` gives, of a table of rejects, thumbnails in base64 by component and uid.
+    """
 
     out: Path
     work: Path
@@ -56,6 +59,7 @@ class Finisher:
     earlier: Mapping[str, EarlierBuild]
     tokenizer: ChatTokenizer
     tools: Mapping[str, str]
+    glimpses: Callable[[pa.Table], dict[tuple[str, str], str]]
 
     def finish(self, notes: Sequence[ShardNote], environment: Mapping[str, Any]) -> dict[str, Any]:
         """Publishes the shards and writes index, ledger and, last, the manifest.
@@ -144,11 +148,13 @@ class Finisher:
             if note.failed.total()
         ]
         rejects = pa.concat_tables(tables) if tables else _REJECTS.empty_table()
+        rejects = rejects.sort_by([("component", "ascending"), ("rank", "ascending")])
+        thumbnails = self.glimpses(rejects)
         with _replacing(self.out / REJECTS) as temporary, temporary.open("wb") as file:
             for name, pool in self.planner.pools.items():
-                mine = rejects.filter(pc.field("component") == name).sort_by("rank")
+                mine = rejects.filter(pc.field("component") == name)
                 tallies[name].rejects.update(mine["reason"].to_pylist())
-                file.writelines(_ledger_lines(mine, self._replacements(pool, mine.num_rows)))
+                file.writelines(_ledger_lines(mine, self._replacements(pool, mine.num_rows), thumbnails))
         return int(rejects.num_rows)
 
     def _replacements(self, pool: Pool, count: int) -> pa.ChunkedArray:
@@ -191,12 +197,17 @@ class Finisher:
             raise BuildError("\n".join(lines))
 
 
-def _ledger_lines(rejects: pa.Table, replacements: pa.ChunkedArray) -> Iterator[bytes]:
+def _ledger_lines(
+    rejects: pa.Table, replacements: pa.ChunkedArray, thumbnails: dict[tuple[str, str], str]
+) -> Iterator[bytes]:
+    """Lines of the ledger; a thumbnail goes to the first line of its record, and is gone then."""
     at = 0
     for batch in rejects.select(["uid", "component", "reason", "detail"]).to_batches(max_chunksize=1_000):
         instead = replacements.slice(at, batch.num_rows).to_pylist()
         for i, line in enumerate(batch.to_pylist()):
             line["replaced_by"] = instead[i] if i < len(instead) else None
+            if thumbnail := thumbnails.pop((line["component"], line["uid"]), None):
+                line["thumbnail"] = thumbnail
             yield json.dumps(line, ensure_ascii=False).encode() + b"\n"
         at += batch.num_rows
 

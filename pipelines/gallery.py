@@ -5,6 +5,7 @@ bytes that the model reads.
 """
 
 import base64
+import html
 import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ _MOST_FRAMES = 24
 _MOST_TILES = 36
 _HEAD, _TAIL = 1_500, 500  # characters of a long text that are shown
 _PER_COMPONENT = 12
+_ROOMS = ((48, 40), (12, 20), (2, 4))  # images and turns of one sample that are shown, if they fit; else fewer
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +81,11 @@ class Exhibit:
 
     @property
     def weight(self) -> int:
-        """Characters of its data URIs."""
+        """Bytes of its pictures and texts on a page."""
         pieces = [piece for turn in self.turns for piece in turn.pieces]
-        return sum(len(image.src) for piece in pieces for image in piece.images)
+        pictures = sum(len(image.src) for piece in pieces for image in piece.images)
+        texts = (*(piece.text for piece in pieces), *self.facts.values())
+        return pictures + sum(len(html.escape(text).encode("utf-8", "replace")) for text in texts)
 
 
 def drawn_rows(build: OpenBuild, per_component: int) -> dict[str, list[dict[str, Any]]]:
@@ -101,28 +105,33 @@ def drawn_rows(build: OpenBuild, per_component: int) -> dict[str, list[dict[str,
 
 
 def draw(build: OpenBuild, budget: int) -> list[Exhibit]:
-    """Samples of every component in turn, until the characters of their pictures come to `budget`.
+    """Samples of every component in turn, as many as fit into `budget` bytes.
 
-    The first of each component is always in.
+    The first of each component is in, with fewer of its images and turns if need be.
     """
-    rows = drawn_rows(build, _PER_COMPONENT)
-    found: dict[str, list[Exhibit]] = {name: [] for name in rows}
-    spent = 0
-    for place in range(_PER_COMPONENT):
+    rows = {name: mine for name, mine in drawn_rows(build, _PER_COMPONENT).items() if mine}
+    found = {name: [_fitting(build.stored(mine[0]), budget // len(rows))] for name, mine in rows.items()}
+    spent = sum(exhibit.weight for mine in found.values() for exhibit in mine)
+    for place in range(1, _PER_COMPONENT):
         for name, mine in rows.items():
             if place >= len(mine):
                 continue
             exhibit = exhibit_of(build.stored(mine[place]))
-            if place and spent + exhibit.weight > budget:
-                continue
-            spent += exhibit.weight
-            found[name].append(exhibit)
+            if spent + exhibit.weight <= budget:
+                spent += exhibit.weight
+                found[name].append(exhibit)
     return [exhibit for mine in found.values() for exhibit in mine]
 
 
-def exhibit_of(sample: Stored) -> Exhibit:
-    """A stored sample as a page shows it."""
-    return Exhibit(sample.row, tuple(_turns(sample)), _facts(sample))
+def _fitting(sample: Stored, budget: int) -> Exhibit:
+    """A sample with as much of it as fits, but at least a little."""
+    exhibits = (exhibit_of(sample, *room) for room in _ROOMS)
+    return next((exhibit for exhibit in exhibits if exhibit.weight <= budget), exhibit_of(sample, *_ROOMS[-1]))
+
+
+def exhibit_of(sample: Stored, images: int = _ROOMS[0][0], turns: int = _ROOMS[0][1]) -> Exhibit:
+    """A stored sample as a page shows it, with at most so many images and turns."""
+    return Exhibit(sample.row, tuple(_turns(sample, images, turns)), _facts(sample))
 
 
 def _facts(sample: Stored) -> dict[str, str]:
@@ -138,24 +147,41 @@ def _facts(sample: Stored) -> dict[str, str]:
 
 def _said(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_said(inner)}" for name, inner in value.items())
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _turns(sample: Stored) -> Iterator[Shot]:
-    entries = sample.record["images"]
-    taken = 0
-    for turn in sample.record["conversations"]:
-        here = turn["value"].count("<image>")
-        mine = [*zip(entries[taken : taken + here], sample.images[taken : taken + here], strict=True)]
-        taken += here
-        yield Shot(turn["from"], turn["from"] == "gpt", tuple(_pieces(turn["value"], mine)))
+        said = ", ".join(f"{name} {_said(inner)}" for name, inner in value.items())
+    else:
+        said = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return said if len(said) <= _HEAD else said[:_HEAD] + " …"
 
 
 _Images = Sequence[tuple[Mapping[str, Any], bytes]]
 
 
-def _pieces(value: str, images: _Images) -> Iterator[Piece]:
+@dataclass(slots=True)
+class _Room:
+    """How many more images of a sample can be shown."""
+
+    left: int
+
+    def take(self, images: _Images, most: int) -> _Images:
+        """As many as may be shown, evenly spread."""
+        shown = _evenly(images, min(most, self.left))
+        self.left -= len(shown)
+        return shown
+
+
+def _turns(sample: Stored, images: int, turns: int) -> Iterator[Shot]:
+    entries, said = sample.record["images"], sample.record["conversations"]
+    room, taken = _Room(images), 0
+    for turn in said[:turns]:
+        here = turn["value"].count("<image>")
+        mine = [*zip(entries[taken : taken + here], sample.images[taken : taken + here], strict=True)]
+        taken += here
+        yield Shot(turn["from"], turn["from"] == "gpt", tuple(_pieces(turn["value"], mine, room)))
+    if len(said) > turns:
+        yield Shot("", False, (Piece("gap", f"… {len(said) - turns:,} more turns …"),))
+
+
+def _pieces(value: str, images: _Images, room: _Room) -> Iterator[Piece]:
     try:
         parts = parse(value, [entry["role"] for entry, _ in images])
     except ProtocolError:  # a damaged build is shown as it is
@@ -167,7 +193,7 @@ def _pieces(value: str, images: _Images) -> Iterator[Piece]:
             continue
         mine = images[taken : taken + len(roles_of(part))]
         taken += len(mine)
-        yield from _visual(part, mine)
+        yield from _visual(part, mine, room)
 
 
 def _text(text: str) -> Iterator[Piece]:
@@ -188,31 +214,37 @@ def _tokens_apart(text: str) -> Iterator[Piece]:
             yield Piece("token" if i % 2 else "text", piece)
 
 
-def _visual(part: Part, images: _Images) -> Iterator[Piece]:
+def _visual(part: Part, images: _Images, room: _Room) -> Iterator[Piece]:
     match part:
         case Picture():
+            shown = room.take(images, 1)
             yield Piece("token", "<img>")
-            yield Piece("picture", images=(_shown(images[0]),))
+            yield Piece("picture", images=_all(shown)) if shown else Piece("gap", "a picture, not shown")
             yield Piece("token", "</img>")
         case Clip(frames):
-            shown = _evenly(images, _MOST_FRAMES)
+            shown = room.take(images, _MOST_FRAMES)
             note = f"{len(shown)} of {frames} frames shown" if len(shown) < frames else f"{frames} frames"
             yield Piece("token", "<vid>")
-            yield Piece("clip", images=tuple(_shown(image) for image in shown), note=note)
+            yield Piece("clip", images=_all(shown), note=note) if shown else Piece("gap", f"{note}, not shown")
             yield Piece("token", "</vid>")
         case Patched(rows, columns):
-            tiles = rows * columns
-            kept = images if tiles <= _MOST_TILES else images[:1]
-            note = f"the whole, then {rows} × {columns} tiles" + ("" if len(kept) > 1 else " (too many to show)")
+            fits = rows * columns <= _MOST_TILES and len(images) <= room.left
+            shown = room.take(images if fits else images[:1], len(images))
+            note = f"the whole, then {rows} × {columns} tiles" + ("" if len(shown) > 1 else " (too many to show)")
             yield Piece("token", "<img>")
-            yield Piece("grid", images=tuple(_shown(image) for image in kept), columns=columns, note=note)
+            grid = Piece("grid", images=_all(shown), columns=columns, note=note)
+            yield grid if shown else Piece("gap", f"{note}, not shown")
             yield Piece("token", "</img>")
+
+
+def _all(images: _Images) -> tuple[Shown, ...]:
+    return tuple(_shown(image) for image in images)
 
 
 def _evenly(images: _Images, most: int) -> _Images:
     """At most so many, first and last among them."""
-    if len(images) <= most:
-        return images
+    if len(images) <= most or most < 2:
+        return images[: max(most, 0)]
     return [images[round(i * (len(images) - 1) / (most - 1))] for i in range(most)]
 
 
@@ -242,33 +274,3 @@ def _data_uri(jpeg: bytes, side: int) -> str:
     except (OSError, ValueError):
         return "data:,"
     return "data:image/jpeg;base64," + base64.b64encode(small.getvalue()).decode()
-
-
-def source_sizes(build: OpenBuild, most: int = 400) -> list[dict[str, Any]]:
-    """Width and height before resizing of every picture in a seeded draw of samples with pictures.
-
-    A clip and a picture in tiles count once. The index does not have them, so a draw has to do.
-    """
-    seed = int(build.manifest["recipe"].get("seed", 0))
-    some = f"SELECT key FROM samples WHERE n_images > 0 ORDER BY md5('{seed}/sizes/' || key) LIMIT {int(most)}"
-    rows = build.rows(f"FROM samples SEMI JOIN ({some}) USING (key)")
-    rows.sort(key=lambda row: (row["shard"], row["offset"]))
-    sizes: list[dict[str, Any]] = []
-    for row in rows:
-        entries = build.record(row)["images"]
-        kept = [
-            entry for i, entry in enumerate(entries) if entry["role"] in ("image", "main") or _starts_clip(entries, i)
-        ]
-        sizes += [
-            {"component": row["component"], "width": entry["source_size"][0], "height": entry["source_size"][1]}
-            for entry in kept
-        ]
-    return sizes
-
-
-def _starts_clip(entries: Sequence[Mapping[str, Any]], i: int) -> bool:
-    """Whether a frame is the first of its clip, by time."""
-    if entries[i]["role"] != "frame":
-        return False
-    before = entries[i - 1] if i else None
-    return before is None or before["role"] != "frame" or before["time"] >= entries[i]["time"]

@@ -4,7 +4,7 @@ import fcntl
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -63,6 +63,7 @@ class Part:
     Attributes:
         version: the catalog's; empty before catalogs had one.
         marked: samples that a score gives away, by the score.
+        stored: sizes of its table and its ledger in bytes, to know them whole after a machine has lost power.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Part:
     rejected: int
     version: str = ""
     marked: Mapping[str, int] = field(default_factory=dict)
+    stored: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +133,7 @@ def ingested(
                 _note_other_version(catalog / place.source, progress)
             _read(list(chain.from_iterable(tasks.values())), executor, progress)
             catalogs = [_finish(place, catalog / place.source, mine) for place, mine in tasks.items()]
+            _refuse_changed(tasks, catalog)
             for done in catalogs:
                 if lock := alone[done.location.source]:
                     _remove_stale(done)
@@ -180,6 +183,17 @@ def _tasks(location: Location, folder: Path) -> list[PartTask]:
     return [PartTask(location, file, str(folder), _part_name(source, root, file)) for file in files]
 
 
+def _refuse_changed(tasks: Mapping[Location, list[PartTask]], catalog: Path) -> None:
+    """Stops if annotations are others than before they were read: what was read may be half of each."""
+    for place, before in tasks.items():
+        changed = {task.file for task in {*before} ^ {*_tasks(place, catalog / place.source)}}
+        if changed:
+            raise SourceError(
+                f"{place.annotations}: {', '.join(sorted(changed))} changed while it was read; run the command again"
+                " when it is whole"
+            )
+
+
 def _part_name(source: Source, root: Root, file: str) -> str:
     """A name that stands for a file as it is now: its place, size and time (or entity tag), and the adapter."""
     info = root.info(file)
@@ -188,8 +202,21 @@ def _part_name(source: Source, root: Root, file: str) -> str:
 
 
 def _part(task: PartTask) -> Part | None:
-    """What an earlier run has read."""
-    return _summary(Path(task.folder) / f"{task.name}.json")
+    """What an earlier run has read, if all of it is still there."""
+    part = _summary(Path(task.folder) / f"{task.name}.json")
+    try:
+        return part if part and list(part.stored) == _sizes(task) else None
+    except FileNotFoundError:
+        return None
+
+
+def _stored(task: PartTask) -> tuple[Path, Path]:
+    """A part's table, and its ledger of rejects."""
+    return Path(task.folder) / f"{task.name}.parquet", Path(task.folder) / f"{task.name}.rejects.jsonl"
+
+
+def _sizes(task: PartTask) -> list[int]:
+    return [path.stat().st_size for path in _stored(task)]
 
 
 def _summary(file: Path) -> Part | None:
@@ -209,10 +236,13 @@ def _note_other_version(folder: Path, progress: Progress) -> None:
 
 
 def ingest_file(task: PartTask) -> Part:
-    """Reads one annotation file into one part of a catalog; its JSON summary, written last, says that it is whole."""
+    """Reads one annotation file into one part of a catalog; its JSON summary, written last, says that it is whole.
+
+    Raises:
+        SourceError: if the file is not what its name says.
+    """
     source, root = source_named(task.location.source), Root(task.location.annotations)
-    folder = Path(task.folder)
-    table, ledger = folder / f"{task.name}.parquet", folder / f"{task.name}.rejects.jsonl"
+    table, ledger = _stored(task)
     records = usable = rejected = 0
     with (
         temporary(table) as new_table,
@@ -229,11 +259,10 @@ def ingest_file(task: PartTask) -> Part:
             usable += 1
             for sample in outcome:
                 writer.add(sample)
-    size = root.info(task.file)["size"]
-    part = Part(
-        task.name, task.file, root.sha256(task.file), size, records, usable, rejected, CATALOG_VERSION, writer.marked
-    )
-    write_atomically(folder / f"{task.name}.json", json.dumps(asdict(part), indent=2).encode())
+    sha256, size = root.sha256(task.file), root.info(task.file)["size"]
+    read = Part(task.name, task.file, sha256, size, records, usable, rejected)
+    part = replace(read, version=CATALOG_VERSION, marked=writer.marked, stored=_sizes(task))
+    write_atomically(Path(task.folder) / f"{task.name}.json", json.dumps(asdict(part), indent=2).encode())
     return part
 
 
@@ -272,7 +301,7 @@ def _finish(location: Location, folder: Path, tasks: Sequence[PartTask]) -> Cata
     """The catalog of a source, with the ledgers of its parts joined."""
     parts = tuple(part for task in tasks if (part := _part(task)) is not None)
     if len(parts) != len(tasks):
-        raise BuildError(f"{location.annotations} changed while it was read; run the command again")
+        raise BuildError(f"{folder} changed while it was used; run the command again")
     ledger = folder / "rejects.jsonl"
     rejects = b"".join((folder / f"{part.name}.rejects.jsonl").read_bytes() for part in parts)
     if not ledger.exists() or ledger.read_bytes() != rejects:

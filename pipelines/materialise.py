@@ -1,11 +1,13 @@
 """Plan to shards: one task builds one shard from its rows of a round, and leaves a note that it is done."""
 
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from formats import resample
 from formats.catalog import from_row
 from formats.errors import BuildError, Reject
 from formats.imaging import EncodedImage, ImageSettings
@@ -30,6 +32,7 @@ from pipelines.notes import BEFORE, ShardNote, leave_note, remains, shard_file
 from pipelines.plan import read_rows
 from pipelines.render import render_sample
 from pipelines.storage import Root
+from pipelines.tools import refuse_other_tools
 from recipes.schema import Recipe
 
 RECORD_SECONDS = 3600.0  # for a record alone in its process, all its media, each with a deadline of its own
@@ -47,6 +50,7 @@ class Settings:
     annotation_roots: Mapping[str, str]
     builds: Mapping[str, str]
     build_hashes: Mapping[str, str]
+    tools: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +83,12 @@ def build_shard(task: ShardTask) -> ShardNote:
 
     If an earlier worker died over this shard, each record is rendered in a process of its own, so that the one that
     kills takes nothing else along and is rejected as "decoder-crash".
+
+    Raises:
+        BuildError: if this machine would make other bytes than others, or the plan no longer fits what it draws from.
+        ConnectionError, TimeoutError: if storage fails; the task can be tried again.
     """
+    refuse_other_tools(task.settings.tools)
     work = Path(task.settings.work)
     dead = remains(work, task.number)
     for path in dead:
@@ -128,7 +137,7 @@ def render_row(row: Mapping[str, Any], settings: Settings) -> Ready:
     component = recipe.components[row["component"]]
     sample = from_row(row["record"])
     tiles = component.max_tiles if component.subimage else None
-    opened = [_open(media, _root_of(media, sample.source, settings), recipe, tiles) for media in sample.media]
+    opened = [open_media(media, sample.source, settings, tiles) for media in sample.media]
     groups = [images for images, _ in opened]
     pictures = picture_scores(groups, [size for _, size in opened if size is not None])
     refuse_junk(pictures, recipe.steps(row["component"]))
@@ -179,22 +188,37 @@ def _copy(shards: Path, stored: Mapping[str, Any], build: str) -> Ready:
     return Ready(record, images, {"source": stored["source"], "modality": stored["modality"], **counts})
 
 
-def _root_of(media: Media, source: str, settings: Settings) -> str:
-    """Where a medium's roots begin; pictures inside an annotation file lie where the annotations do."""
-    embedded = media.roots[0].endswith(".parquet")
-    return (settings.annotation_roots if embedded else settings.media_roots)[source]
+def open_media(
+    media: Media, source: str, settings: Settings, max_tiles: int | None
+) -> tuple[list[EncodedImage], int | None]:
+    """What a source's medium becomes, and the size of its file if that is a picture.
 
-
-def _open(media: Media, root: str, recipe: Recipe, max_tiles: int | None) -> tuple[list[EncodedImage], int | None]:
-    """What a medium becomes, and the size of its file if that is a picture."""
-    data = _media_store(root).fetch(media)
-    guard = _guard(recipe.limits.seconds, recipe.limits.memory_mb << 20)
+    Raises:
+        Reject, ConnectionError, TimeoutError: as `render_row`.
+    """
+    recipe, data = settings.recipe, fetched(media, source, settings)
+    guard = guard_of(recipe.limits.seconds, recipe.limits.memory_mb << 20)
     images = guard.call(render_media, media, data, image_settings(recipe), video_settings(recipe), max_tiles)
     return images, len(data) if media.kind == "image" else None
 
 
+def fetched(media: Media, source: str, settings: Settings) -> str | bytes:
+    """A medium as `MediaStore.fetch` gives it; pictures inside an annotation file lie where the annotations do."""
+    embedded = media.roots[0].endswith(".parquet")
+    return _media_store((settings.annotation_roots if embedded else settings.media_roots)[source]).fetch(media)
+
+
 def image_settings(recipe: Recipe) -> ImageSettings:
-    """How the recipe wants pictures."""
+    """How the recipe wants pictures.
+
+    Raises:
+        BuildError: if that is "fast", and this machine would make other pixels than others.
+    """
+    if recipe.image.mode == "fast" and not resample.available():
+        raise BuildError(
+            "image.mode fast needs llvmlite and memory that may hold compiled code (systemd: MemoryDenyWriteExecute=no)"
+            f" on every machine, and {socket.gethostname()} has not both; mend that, or set image.mode to exact"
+        )
     return ImageSettings(**recipe.image.model_dump())
 
 
@@ -217,5 +241,6 @@ def _media_store(url: str) -> MediaStore:
 
 
 @cache
-def _guard(seconds: float, memory: int) -> Guard:
+def guard_of(seconds: float, memory: int) -> Guard:
+    """This process's guard with these limits."""
     return Guard(seconds, memory)

@@ -10,10 +10,10 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import accumulate
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, BinaryIO, Literal, Protocol
+from typing import IO, BinaryIO, Literal, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,7 +22,7 @@ from formats.errors import Reject
 from formats.imaging import EncodedImage, ImageSettings, decode, fit, patched, picture, stored
 from formats.sample import Kind, Media
 from formats.video import VideoSettings, frames, thin
-from pipelines.storage import Root
+from pipelines.storage import Root, is_storages_fault
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".gif", ".flv", ".wmv", ".m4v", ".mpg", ".mpeg", ".ts")
@@ -100,7 +100,7 @@ class MediaStore:
 
         Raises:
             Reject: "media-missing", "media-unreadable" (damaged archive, no permission, a folder) or "too-large".
-            ConnectionError, TimeoutError: the network's fault, not the file's.
+            ConnectionError, TimeoutError: the network's or the disk's fault, not the file's.
         """
         place, member = self._found(media)
         return place.read(member, media.kind)
@@ -194,11 +194,9 @@ def _names(media: Media) -> Iterator[str]:
 
 @contextmanager
 def _readable(where: str) -> Iterator[None]:
-    """Turns the errors of unreadable files into `Reject`; the network's pass, for the task to be tried again."""
+    """Turns the errors of unreadable files into `Reject`, those of their storage into `ConnectionError`."""
     try:
         yield
-    except (ConnectionError, TimeoutError):
-        raise
     except (
         OSError,
         EOFError,
@@ -211,6 +209,10 @@ def _readable(where: str) -> Iterator[None]:
         tarfile.TarError,
         pa.ArrowException,
     ) as error:
+        if isinstance(error, (ConnectionError, TimeoutError)):
+            raise
+        if isinstance(error, OSError) and is_storages_fault(error):
+            raise ConnectionError(f"{where}: {error.strerror}") from error
         what = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise Reject("media-unreadable", f"{where}: {type(error).__name__}: {what}") from error
 
@@ -364,8 +366,6 @@ class _Parquet:
         self._table = pq.ParquetFile(file)
         groups = self._table.metadata
         self._starts = [0, *accumulate(groups.row_group(i).num_rows for i in range(groups.num_row_groups))]
-        self._group = -1
-        self._rows: Any = None
 
     def find(self, name: str, match: Match) -> str | None:
         row = re.fullmatch(r"(\d+)/\d+", name) if match == "exact" else None
@@ -379,10 +379,7 @@ class _Parquet:
         row, index = (int(number) for number in member.split("/"))
         with _readable(where):
             group = bisect_right(self._starts, row) - 1
-            if group != self._group:  # neighbours are read one after the other, so one group is enough to keep
-                self._rows = self._table.read_row_group(group, columns=["images"]).column("images")
-                self._group = group
-            images = self._rows[row - self._starts[group]].as_py() or []
+            images = _pictures(self._table, group)[row - self._starts[group]].as_py() or []
         data = images[index].get("bytes") if index < len(images) else None
         if data is None:
             raise Reject("media-missing", f"{where}: row {row} of the table has no bytes of a picture {index}")
@@ -392,6 +389,11 @@ class _Parquet:
     def close(self) -> None:
         self._table.close()
         self._file.close()
+
+
+@lru_cache(maxsize=1)  # neighbours are read one after the other; groups may be large, so of all tables one is kept
+def _pictures(table: pq.ParquetFile, group: int) -> pa.ChunkedArray:
+    return table.read_row_group(group, columns=["images"]).column("images")
 
 
 def _memory_limit(kind: Kind) -> int:

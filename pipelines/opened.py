@@ -72,6 +72,11 @@ class OpenBuild:
     def _index(self) -> ds.Dataset:
         return ds.dataset(self.root.full(INDEX), filesystem=self.root.filesystem)
 
+    @cached_property
+    def columns(self) -> frozenset[str]:
+        """Columns that the index has; those of scores came later than the others."""
+        return frozenset(self._index().schema.names)
+
     def in_order(self) -> Iterator[dict[str, Any]]:
         """All lines of the index, in its order, a few thousand in memory at a time."""
         for batch in self._index().to_batches(batch_size=_BATCH_ROWS):

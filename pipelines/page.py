@@ -6,35 +6,27 @@ page's policy lets only its own two scripts run, by their hashes.
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+import html
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 from pipelines.charts import Chart, charts, scripts
-from pipelines.gallery import Exhibit, draw, exhibit_of, source_sizes
+from pipelines.gallery import Exhibit, draw, exhibit_of
 from pipelines.opened import OpenBuild, Stored
-from pipelines.report import figures_query, non_commercial, statistics
+from pipelines.report import fair_share, non_commercial, statistics
+from pipelines.tables import Table, headline_query, number, tables, words
 from pipelines.templating import FOLDER, fill
 
 REPORT = "report.html"
-_PICTURES = 2_800_000  # characters of data URIs; the rest of a page is 1.1 MB
+# Bytes; the scripts, plots and tables take 1.1 MB, and a page must stay below 5.
+_SAMPLES_SIZE = 2_700_000
+_REJECTS_SIZE = 900_000
 _MOST_REJECTS = 500
 _MOST_DETAIL = 600
-_AMOUNTS = ("samples", "images", "frames", "tiles", "turns", "text_tokens", "image_tokens", "tokens", "target_tokens")
-_LENGTHS = ("tokens_p50", "tokens_p90", "tokens_p99", "tokens_max")
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A table on the page; `query` computes it again."""
-
-    name: str
-    title: str
-    columns: tuple[str, ...]
-    rows: list[list[str]]
-    about: str = ""
-    query: str = ""
+_MOST_THUMBNAIL = 12_000
+_REJECT_COLUMNS = ("uid", "component", "reason", "detail", "replaced_by")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +36,7 @@ class View:
     name: str
     description: str
     headline: list[tuple[str, str]]
+    query: str
     non_commercial: str
     tables: list[Table]
     charts: list[Chart]
@@ -56,12 +49,12 @@ def report_page(builds: Sequence[OpenBuild]) -> bytes:
     exhibits = [
         (view.name, exhibit, _licence(view.statistics, exhibit))
         for view, build in zip(views, builds, strict=True)
-        for exhibit in draw(build, _PICTURES // len(builds))
+        for exhibit in draw(build, _SAMPLES_SIZE // len(builds))
     ]
     rejects = [
-        (view.name, {**reject, "detail": reject["detail"][:_MOST_DETAIL]})
+        (view.name, reject)
         for view, build in zip(views, builds, strict=True)
-        for reject in islice(build.rejects(), _MOST_REJECTS)
+        for reject in _some_rejects(build, _MOST_REJECTS // len(builds), _REJECTS_SIZE // len(builds))
     ]
     total = sum(sum(view.statistics["rejects"].values()) for view in views)
     return _page(
@@ -69,11 +62,35 @@ def report_page(builds: Sequence[OpenBuild]) -> bytes:
         views=views,
         exhibits=exhibits,
         rejects=rejects,
-        samples_note="The same few of each component each time, drawn by the recipe's seed. Pictures are smaller here"
-        " than in the shards, and long clips and texts are cut; `longllava show KEY --extract` gives all of a sample.",
         rejects_note="Every record that was drawn and could not be used, and what took its place."
-        + (f" The first {len(rejects):,} of {total:,}; rejects.jsonl has all." if total > len(rejects) else ""),
+        " Pictures that can be seen all the same are shown for a few of each reason."
+        + (f" These are {len(rejects):,} of {total:,}; rejects.jsonl has all." if total > len(rejects) else ""),
     )
+
+
+def _some_rejects(build: OpenBuild, most: int, budget: int) -> Iterator[dict[str, Any]]:
+    """Rejected records of each component and reason, the first of each, as many as fit into `budget` bytes."""
+    counts = {
+        (name, reason): count
+        for name, component in build.manifest["components"].items()
+        for reason, count in component["rejects"].items()
+    }
+    share = fair_share(counts.values(), most)
+    wanted = Counter({kind: min(share, count) for kind, count in counts.items()})
+    for reject in build.rejects() if counts else ():
+        kind = reject["component"], reject["reason"]
+        if not wanted[kind]:
+            continue
+        wanted[kind] -= 1
+        shown = {name: str(reject[name] or "")[:_MOST_DETAIL] for name in _REJECT_COLUMNS}
+        thumbnail = str(reject.get("thumbnail") or "")
+        shown["thumbnail"] = thumbnail if len(thumbnail) <= _MOST_THUMBNAIL else ""
+        budget -= sum(len(html.escape(text).encode("utf-8", "replace")) for text in shown.values())
+        if budget < 0:
+            return
+        yield shown
+        if not any(wanted.values()):
+            return
 
 
 def samples_page(build: OpenBuild, samples: Sequence[Stored]) -> bytes:
@@ -85,7 +102,6 @@ def samples_page(build: OpenBuild, samples: Sequence[Stored]) -> bytes:
         views=[],
         exhibits=[(build.name, exhibit, _licence(licences, exhibit)) for exhibit in exhibits],
         rejects=[],
-        samples_note="Pictures are smaller here than in the shards.",
         rejects_note="",
     )
 
@@ -104,6 +120,7 @@ def _page(**values: Any) -> bytes:
         javascript=javascript,
         vega=vega,
         plots=plots,
+        thumbnails=any(reject["thumbnail"] for _, reject in values["rejects"]),
         script_hashes=" ".join(hashes),
         footer="Made by longllava. This file needs no network and no other file.",
     )
@@ -138,92 +155,19 @@ def _licence(found: Mapping[str, Any], exhibit: Exhibit) -> str:
 def _view(build: OpenBuild) -> View:
     found = statistics(build)
     total, packing = found["total"], found["packing"]
-    headline = [(_words(name), _number(total[name])) for name in ("samples", "images", "tokens", "target_tokens")]
+    headline = [(words(name), number(total[name])) for name in ("samples", "images", "tokens", "target_tokens")]
     headline += [
-        ("rejected", _number(sum(found["rejects"].values()))),
         ("megabytes", f"{total['bytes'] / 1e6:,.1f}"),
         (f"sequences of {packing['sequence_length']:,}", f"≥ {packing['sequences_at_least']:,}"),
+        ("rejected", number(sum(found["rejects"].values()))),
     ]
     return View(
         name=build.name,
         description=build.manifest["recipe"].get("description", ""),
         headline=headline,
+        query=headline_query(packing["sequence_length"]),
         non_commercial=non_commercial(found),
-        tables=[*_conservation(build.manifest), *(_figures(found, by) for by in ("component", "source")), *_mix(found)],
-        charts=charts(build, source_sizes(build)),
+        tables=tables(build.manifest, found),
+        charts=charts(build),
         statistics=found,
     )
-
-
-def _conservation(manifest: Mapping[str, Any]) -> list[Table]:
-    """Nothing vanishes: what was read, drawn, kept and rejected."""
-    sources = [
-        [name, *(_number(source[key]) for key in ("records", "usable", "rejected"))]
-        for name, source in manifest["sources"].items()
-    ]
-    reasons = sorted({reason for component in manifest["components"].values() for reason in component["rejects"]})
-    keys = ("pool", "asked", "drawn", "kept", "rejected", "short")
-    components = [
-        [name, *(_number(c[key]) for key in keys), *(_number(c["rejects"].get(reason, 0)) for reason in reasons)]
-        for name, c in manifest["components"].items()
-    ]
-    return [
-        Table("sources", "Read", ("source", "records", "usable", "rejected"), sources, "records = usable + rejected"),
-        *_dropped(manifest),
-        Table(
-            "components",
-            "Drawn",
-            ("component", *keys, *reasons),
-            components,
-            "asked = kept + short, drawn = kept + rejected, rejected = the sum of its reasons",
-        ),
-    ]
-
-
-def _dropped(manifest: Mapping[str, Any]) -> list[Table]:
-    """What the recipe's filters took out before the draw, if anything."""
-    found = {name: c.get("dropped", {}) for name, c in manifest["components"].items()}
-    steps = sorted({step for dropped in found.values() for step in dropped})
-    if not steps:
-        return []
-    rows = []
-    for name, dropped in found.items():
-        pool, total = manifest["components"][name]["pool"], sum(dropped.values())
-        share = f"{total / (pool + total):.1%}" if total else "0.0%"
-        counts = [_number(n) for n in (pool + total, *(dropped.get(step, 0) for step in steps), pool)]
-        rows.append([name, *counts, share])
-    columns = ("component", "selected", *steps, "pool", "dropped")
-    about = "selected = pool + the sum of what each step drops; filters of pictures are among the rejects below"
-    return [Table("dropped", "Dropped by filters", columns, rows, about)]
-
-
-def _figures(found: Mapping[str, Any], by: str) -> Table:
-    names = (*_AMOUNTS, *_LENGTHS)
-    rows = [[name, *(_number(row[key]) for key in names)] for name, row in found[f"by_{by}"].items()]
-    rows.append(["all", *(_number(found["total"][key]) for key in names)])
-    query = figures_query("'index.parquet'", by)
-    return Table(by, f"Kept, by {by}", (by, *map(_words, names)), rows, "percentiles are tokens a sample", query)
-
-
-def _mix(found: Mapping[str, Any]) -> list[Table]:
-    mix = []
-    for name, row in found["against_paper"].items():
-        paper_share = "" if row["paper_share"] is None else f"{row['paper_share']:.1%}"
-        counts = [_number(row["asked"]), _number(row["kept"]), f"{row['share']:.1%}", _number(row["paper"])]
-        mix.append([name, *counts, paper_share])
-    licences = [
-        [name, row["hub_id"], row["licence"], "yes" if row["non_commercial"] else "", _number(row["samples"])]
-        for name, row in found["licences"].items()
-    ]
-    return [
-        Table("mix", "Mix, asked and realised", ("component", "asked", "kept", "share", "paper", "paper's share"), mix),
-        Table("licences", "Licences", ("source", "hub id", "licence", "non-commercial", "samples"), licences),
-    ]
-
-
-def _words(name: str) -> str:
-    return name.replace("tokens_p", "p").replace("tokens_max", "longest").replace("_", " ")
-
-
-def _number(value: int | None) -> str:
-    return "" if value is None else f"{value:,}"

@@ -12,12 +12,12 @@ import duckdb
 from formats.errors import BuildError
 from formats.manifest import INDEX
 from formats.shard import SCORES
-from pipelines.build import tool_versions
 from pipelines.ingest import Catalog
 from pipelines.materialise import ShardTask
 from pipelines.notes import ShardNote, leave_note
 from pipelines.opened import OpenBuild
 from pipelines.plan import EarlierBuild, as_stored
+from pipelines.tools import tool_versions
 
 
 class Past:

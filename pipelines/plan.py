@@ -133,6 +133,13 @@ class Planner:
         ).to_arrow_table()
         return table["uid"]
 
+    def records(self, uids: Collection[str]) -> dict[str, dict[str, Any]]:
+        """Lines of the catalogs by uid."""
+        if not uids:
+            return {}
+        found = self._db.execute(f"FROM ({self._records()}) WHERE uid IN {_texts(uids)}").fetchall()
+        return dict(found)
+
     def draw(self, number: int, wanted: Mapping[str, int], first: int) -> Round:
         """Draws the next records of each component and lays them out.
 

@@ -4,7 +4,7 @@ Every figure is one aggregate over index.parquet; `FIGURES` has them as SQL, so 
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +152,12 @@ def _rejects_by_reason(manifest: Mapping[str, Any]) -> dict[str, int]:
     for component in manifest["components"].values():
         counts.update(component["rejects"])
     return dict(sorted(counts.items()))
+
+
+def fair_share(counts: Iterable[int], most: int) -> int:
+    """How many of each kind can be taken, all of it where there are fewer, so that `most` are taken in all."""
+    known = list(counts)
+    return max((n for n in range(1, most + 1) if sum(min(n, count) for count in known) <= most), default=1)
 
 
 def rejects(build: str | Path) -> Iterator[dict[str, Any]]:

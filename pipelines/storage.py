@@ -1,7 +1,9 @@
 """Reading files below a root that may be a local folder or any fsspec URL."""
 
+import errno
 import hashlib
 import io
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -18,7 +20,8 @@ from formats.errors import SourceError
 class Root:
     """A folder, local ("data/llava15") or remote ("s3://bucket/llava15"), read by paths relative to it.
 
-    A remote one that fails, whatever its library raises, raises `ConnectionError`.
+    A remote one that fails, whatever its library raises, raises `ConnectionError`; so does a local one whose disk does
+    not answer (`is_storages_fault`).
     """
 
     url: str
@@ -45,11 +48,22 @@ class Root:
 
     def exists(self, path: str = "") -> bool:
         """Whether a file or folder is there."""
-        return bool(self._fs[0].exists(self.full(path))) if self.is_local else self._remote_type(path) is not None
+        return (self._local_mode(path) is not None) if self.is_local else self._remote_type(path) is not None
 
     def is_file(self, path: str) -> bool:
         """Whether a file is there."""
-        return bool(self._fs[0].isfile(self.full(path))) if self.is_local else self._remote_type(path) == "file"
+        return stat.S_ISREG(self._local_mode(path) or 0) if self.is_local else self._remote_type(path) == "file"
+
+    def _local_mode(self, path: str) -> int | None:
+        """What `os.path.exists` looks at, which takes a disk that does not answer for a file that is absent."""
+        try:
+            return Path(self.full(path)).stat().st_mode
+        except OSError as error:
+            if is_storages_fault(error):
+                raise ConnectionError(f"{self.full(path)}: {error.strerror}") from error
+            return None
+        except ValueError:  # a null byte in the name
+            return None
 
     def _remote_type(self, path: str) -> str | None:
         """What is there, if anything; fsspec's own `exists` takes a network that fails for a file that is absent."""
@@ -149,6 +163,19 @@ class _RemoteFile(io.RawIOBase):
     def close(self) -> None:
         self._remote.close()
         super().close()
+
+
+_FAULTS = frozenset(
+    {
+        *(errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH),
+        *(errno.ENETDOWN, errno.ENETUNREACH, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN),
+    }
+)
+
+
+def is_storages_fault(error: OSError) -> bool:
+    """Whether an error tells of a disk, a shared file system or a machine in need, and nothing of the file."""
+    return isinstance(error, (ConnectionError, TimeoutError)) or error.errno in _FAULTS
 
 
 def absolute(url: str) -> str:

@@ -27,7 +27,7 @@ ON_PICTURES = {"min-side", "max-side", "max-aspect", "min-contrast", "min-bytes"
 
 SIGNS = {name: (0, None) for name, kind in SCORES.items() if kind == "count"} | {
     **{"repetition": (0, 1), "max_aspect": (1, None), "contrast": (0, 255)},
-    **{"min_side": (1, None), "max_side": (1, None)},
+    **dict.fromkeys(("min_side", "max_side", "width", "height"), (1, None)),
 }
 """Least and greatest values that columns of scores can have."""
 

@@ -45,6 +45,7 @@ CODES: dict[str, str] = {
     # Samples
     "sample-json": "a sample's JSON is absent, cannot be read, or a field is absent or has the wrong type",
     "sample-roles": "turns are not an optional system turn, then human and gpt in turn, ending with gpt",
+    "sample-provenance": "a sample says it is from a file that the manifest does not know, or beyond its records",
     "sample-empty-answer": "an answer without text",
     "sample-modality": "the modality does not fit the roles and the number of the images",
     "image-file": "an image's file name is not its number",
@@ -64,6 +65,7 @@ CODES: dict[str, str] = {
     "tokenizer-image-token": "the image token is not in the tokenizer's vocabulary",
     "token-count": "a row's token counts are not what the tokenizer counts",
     "target-count": "a row's n_target_tokens is not what the tokenizer counts",
+    "target-text": "the tokens to be learned do not spell the answers (--deep)",
     "over-long": "a sample is longer than the recipe's sequence_length",
     # Mixture
     "mixture-components": "recipe, manifest and index do not have the same components",
@@ -73,10 +75,26 @@ CODES: dict[str, str] = {
     "mixture-source": "a component holds a sample of another source than its recipe names",
     "mixture-duplicate": "a component holds the same record twice",
     "mixture-overlap": "replay and sub-image draws share a record",
+    "mixture-draw": "what took the place of rejected records is not what the seed puts next",
+    "mixture-order": "a sample does not stand where the seed puts it",
+    # Against the upstream files
+    "upstream-missing": "what a sample goes back to is absent or cannot be read: an upstream file, a record, a build",
+    "upstream-changed": "an upstream annotation file, or an earlier build, is not the one that the manifest states",
+    "tools-changed": "what decides a build's bytes has other versions here; samples may differ for that alone",
+    "rebuilt-rejected": "rebuilt from the upstream files, a sample is rejected",
+    "rebuilt-json": "a sample's JSON is not what its upstream record gives",
+    "rebuilt-image": "a sample's images are not what its upstream media give",
+    "replay-origin": "a replayed sample is not, byte by byte, that of the build it was drawn from",
     # Filters
     "curation-step": "a record was dropped by a filter that the recipe does not have",
     "curation-budget": "filters dropped more of a component than the recipe allows",
     "curation-kept": "a sample breaks a filter of its component",
+    # Records that were passed over
+    "overlaps-missing": "overlaps.jsonl is absent, though the recipe passes over copies or benchmarks",
+    "overlaps-hash": "overlaps.jsonl's sha256 is not the manifest's",
+    "overlaps-row": "a line of overlaps.jsonl does not name a record, a known component and what it collides with",
+    "overlaps-count": "there are more or fewer lines than the manifest says, in all or of a component and reason",
+    "overlaps-kept": "a record that was passed over is in the build, or is what another gave way to",
     # Reject ledger
     "ledger-missing": "rejects.jsonl is absent",
     "ledger-hash": "rejects.jsonl's sha256 is not the manifest's",

@@ -24,7 +24,7 @@ SCORES = {
     **dict.fromkeys(("question_language", "answer_language"), "text"),
     **dict.fromkeys(("n_words", "shortest_answer", "longest_turn"), "count"),
     **dict.fromkeys(("n_refusals", "n_emails", "n_phones", "n_cards"), "count"),
-    **dict.fromkeys(("min_side", "max_side", "contrast", "min_bytes", "max_bytes"), "count"),
+    **dict.fromkeys(("min_side", "max_side", "contrast", "min_bytes", "max_bytes", "width", "height"), "count"),
     **dict.fromkeys(("repetition", "max_aspect"), "number"),
     **{"flags": "texts", "language_mismatch": "truth"},
 }
@@ -210,8 +210,11 @@ class ShardRows:
 def _shapes(record: Record) -> Row:
     """What the JSON says of the shapes of a sample's pictures before they were scaled."""
     sizes = [image.source_size for image in record.images]
+    largest = max(sizes, key=lambda size: size[0] * size[1], default=(None, None))
     return {
         "min_side": min((min(size) for size in sizes), default=None),
         "max_side": max((max(size) for size in sizes), default=None),
         "max_aspect": max((round(max(size) / min(size), 4) for size in sizes), default=None),
+        "width": largest[0],
+        "height": largest[1],
     }

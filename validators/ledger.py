@@ -16,21 +16,22 @@ from validators.manifest import Block, Manifest
 
 
 class Reject(Block):
-    """One line of rejects.jsonl."""
+    """One line of rejects.jsonl; `thumbnail` is a small JPEG in base64, if it is there."""
 
     uid: Annotated[str, Field(min_length=1)]
     component: str
     reason: str
     detail: str
     replaced_by: str | None
+    thumbnail: Annotated[str, Field(max_length=12_000, pattern="^(/9j/[A-Za-z0-9+/]+=*)?$")] = ""
 
 
-def check(folder: Folder, manifest: Manifest, index: Index | None) -> Check[None]:
-    """Reads the ledger and holds it against the manifest and, if it can be read, the index."""
+def check(folder: Folder, manifest: Manifest, index: Index | None) -> Check[list[Reject]]:
+    """Reads the ledger and holds it against the manifest and, if it can be read, the index; returns its lines."""
     table = manifest.rejects
     if folder.size(table.file) is None:
         yield error("ledger-missing", "no such file", file=table.file)
-        return
+        return []
     digest = folder.sha256(table.file)
     if digest != table.sha256:
         yield error("ledger-hash", f"sha256 is {digest}; the manifest says {table.sha256}", file=table.file)
@@ -46,6 +47,7 @@ def check(folder: Folder, manifest: Manifest, index: Index | None) -> Check[None
             yield error("reject-ledger", detail, file=table.file)
     if index is not None:
         yield from _check_uids(rejects, manifest, index)
+    return rejects
 
 
 def _read(folder: Folder, manifest: Manifest) -> Check[tuple[list[Reject], int]]:

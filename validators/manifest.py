@@ -96,6 +96,13 @@ class Table(Block):
     rows: Count
 
 
+class EarlierBuild(Block):
+    """A build that this one draws from, and the sha256 of every annotation file that it goes back to, by source."""
+
+    index_sha256: Sha256
+    sources: dict[str, dict[str, str]]
+
+
 class RecipeComponent(Block):
     """Of a component's recipe, what its samples can be held against."""
 
@@ -112,10 +119,18 @@ class RecipeComponent(Block):
 class Recipe(Block):
     """Of the resolved recipe, what the build can be held against."""
 
+    seed: int
     sequence_length: Annotated[int, Field(ge=1)]
+    duplicates: str = "off"
+    decontaminate: str | None = None
     filters: dict[str, Any] = {}
     max_drop: float | None = None
     components: dict[str, RecipeComponent]
+
+    @property
+    def passes_over(self) -> bool:
+        """Whether it leaves out copies, or what stands in benchmarks."""
+        return self.duplicates != "off" or self.decontaminate is not None
 
 
 class Manifest(Block):
@@ -127,11 +142,13 @@ class Manifest(Block):
     recipe_sha256: Sha256
     tokenizer: TokenizerBlock
     sources: dict[str, Source]
+    builds: dict[str, EarlierBuild] = {}
     components: dict[str, Component]
     totals: Totals
     shards: list[Shard]
     index: Table
     rejects: Table
+    overlaps: Table | None = None
     environment: dict[str, Any]
 
 

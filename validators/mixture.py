@@ -102,7 +102,7 @@ def check_index(index: Index, manifest: Manifest) -> Check[None]:
         yield error("mixture-components", f"the index has {name!r}, which is not in the manifest", file=index.file)
 
 
-def check_draws(index: Index, manifest: Manifest) -> Check[None]:
+def check_records(index: Index, manifest: Manifest) -> Check[None]:
     """A component draws from its own source, and no record twice; replays and sub-images share none."""
     recipes = manifest.recipe.components
     table = index.columns("component", "source", "id")

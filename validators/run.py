@@ -4,12 +4,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from validators import curation, energon, ledger, mixture, samples, shards, tokens
-from validators.findings import Check, Finding, guarded
+from validators import against as upstream
+from validators import curation, draws, energon, ledger, mixture, overlaps, samples, shards, tokens
+from validators.against import Against
+from validators.findings import Check, Finding, T, guarded
 from validators.folder import Folder
 from validators.index import Index, Rows, ShardRows, open_index
 from validators.manifest import FILE, Manifest, Shard, read
 from validators.protocol import Protocol
+from validators.provenance import Origins
 from validators.shards import KeyOrder, Stored
 from validators.tokens import Counted, Recount
 
@@ -19,7 +22,9 @@ Progress = Callable[[str, int, int], None]
 _BATCH = 64  # samples that are tokenised together
 
 
-def validate(build: str, *, deep: bool = False, progress: Progress | None = None) -> list[Finding]:
+def validate(
+    build: str, *, deep: bool = False, against: Against | None = None, progress: Progress | None = None
+) -> list[Finding]:
     """Checks a build.
 
     Memory holds one shard's index rows, or a few of the index's columns, and one sample's images at a time.
@@ -27,15 +32,18 @@ def validate(build: str, *, deep: bool = False, progress: Progress | None = None
     Args:
         build: a local folder or any fsspec URL.
         deep: decode every image, too.
+        against: make some samples once more from the upstream files, too.
         progress: called after every sample.
 
     Returns:
         What is wrong; nothing for a sound build. A check that cannot run is a finding ("not-run"), never an exception.
     """
-    return list(findings(build, deep=deep, progress=progress))
+    return list(findings(build, deep=deep, against=against, progress=progress))
 
 
-def findings(build: str, *, deep: bool = False, progress: Progress | None = None) -> Iterator[Finding]:
+def findings(
+    build: str, *, deep: bool = False, against: Against | None = None, progress: Progress | None = None
+) -> Iterator[Finding]:
     """As `validate`, but each fault as soon as it is found."""
     folder = yield from guarded("build", _open(build))
     if folder is None:
@@ -48,18 +56,38 @@ def findings(build: str, *, deep: bool = False, progress: Progress | None = None
     yield from guarded("mixture", mixture.check_manifest(manifest))
     yield from guarded("curation", curation.check_manifest(manifest))
     yield from guarded("energon", energon.check_info(folder, manifest), file=energon.INFO)
-    yield from guarded("ledger", ledger.check(folder, manifest, index), file=manifest.rejects.file)
+    yield from guarded("energon", energon.check_split(folder, manifest), file=energon.SPLIT)
+    yield from guarded("overlaps", overlaps.check(folder, manifest, index), file=overlaps.NAME)
+    wrong: list[Finding] = []
+    read_ledger = guarded("ledger", ledger.check(folder, manifest, index), file=manifest.rejects.file)
+    rejects = yield from _noting(wrong, read_ledger)
     if index is not None:
         yield from guarded("mixture", mixture.check_index(index, manifest), file=index.file)
         yield from guarded("curation", curation.check_index(index, manifest), file=index.file)
-        yield from guarded("draws", mixture.check_draws(index, manifest), file=index.file)
+        yield from guarded("records", mixture.check_records(index, manifest), file=index.file)
+        if rejects is not None and not wrong:  # a ledger that is wrong cannot tell what was drawn
+            yield from guarded("draws", draws.check(index, manifest, rejects), file=index.file)
     recount = yield from guarded("tokens", tokens.open_recount(folder, manifest), file=tokens.FILE)
     yield from _Pass(folder, manifest, index, recount, deep, progress or _unheard).run()
+    if against is not None and index is not None:
+        yield from guarded("against", upstream.check(folder, index, against))
 
 
 def summary(found: Iterable[Finding]) -> dict[str, int]:
     """How often each code was found, sorted by code."""
     return dict(sorted(Counter(finding.code for finding in found).items()))
+
+
+def _noting(noted: list[Finding], check: Check[T]) -> Check[T]:
+    """Runs a check and keeps what it finds, too."""
+    try:
+        while True:
+            finding = next(check)
+            noted.append(finding)
+            yield finding
+    except StopIteration as end:
+        result: T = end.value
+        return result
 
 
 def _open(build: str) -> Check[Folder]:
@@ -87,6 +115,7 @@ class _Pass:
         self._order = KeyOrder()
         specials = self.recount.special_tokens if self.recount else []
         self._protocol = Protocol([*specials, self.manifest.tokenizer.image_token])
+        self._origins = Origins(self.manifest)
         self._done = 0
         self._waiting: list[Counted] = []
 
@@ -124,6 +153,7 @@ class _Pass:
         component = self.manifest.recipe.components.get(row["component"] if row else record.component)
         max_tiles = component.max_tiles if component and component.subimage else None
         yield from self._protocol.check(record, file=sample.file, key=sample.key, max_tiles=max_tiles)
+        yield from self._origins.check(record, file=sample.file, key=sample.key)
         if rows is not None and row is not None:
             yield from rows.compare(row, record, sample.key, copied=bool(component and component.replay))
         self._waiting.append(Counted(sample.key, sample.file, record, row))
@@ -134,4 +164,4 @@ class _Pass:
         """Counts the tokens of the samples that wait for it."""
         waiting, self._waiting = self._waiting, []
         if self.recount is not None:
-            yield from guarded("tokens", tokens.check(self.recount, waiting, self.manifest))
+            yield from guarded("tokens", tokens.check(self.recount, waiting, self.manifest, deep=self.deep))

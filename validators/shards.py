@@ -74,6 +74,17 @@ def read(folder: Folder, shard: Shard) -> Iterator[Finding | Stored]:
         yield error("shard-samples", f"{samples} samples; the manifest says {shard.samples}", file=shard.file)
 
 
+def read_one(folder: Folder, file: str, offset: int, size: int) -> Stored | None:
+    """Reads one sample by its place in the index; None if there is none, which other checks report."""
+    length = folder.size(file)
+    if length is None or not 0 <= offset < offset + size <= length:
+        return None
+    with folder.open(file) as opened:
+        opened.seek(offset)
+        found = _group(members(Tape(opened, size), file), file)
+        return next((event for event in found if isinstance(event, Stored)), None)
+
+
 def _group(events: Iterable[Finding | Member], file: str) -> Iterator[Finding | Stored]:
     """Gathers neighbouring members of one key."""
     group: list[Member] = []

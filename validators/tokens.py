@@ -21,6 +21,7 @@ FILE = "tokenizer/tokenizer.json"
 _NAMES = {"human": "User", "gpt": "Assistant", "system": "System"}
 _PLACEHOLDER = "<image>"
 _MEMORY = 4096
+_SPACE = "\u2581"  # how SentencePiece writes a space; text that has it itself comes back with a space
 
 Dialogue = Sequence[tuple[str, str]]
 """(role, text) of every turn; roles are human, gpt and system."""
@@ -37,11 +38,13 @@ class Counts:
         text: all tokens but the images'.
         target: what is trained on: the answers' tokens, and one more for the end of each.
         has_image_token: whether the text itself gave the image token's id.
+        misspelt: what the tokens of an answer decode to, if that is not the answer and one asked; else None.
     """
 
     text: int
     target: int
     has_image_token: bool
+    misspelt: str | None = None
 
 
 class Recount:
@@ -69,8 +72,13 @@ class Recount:
         """Whether the image token is in the vocabulary."""
         return self._image_id is not None
 
-    def count(self, dialogues: Sequence[Dialogue]) -> list[Counts]:
-        """Counts several samples at once, which lets the tokenizer use all cores."""
+    def count(self, dialogues: Sequence[Dialogue], *, decode: bool = False) -> list[Counts]:
+        """Counts several samples at once, which lets the tokenizer use all cores.
+
+        Args:
+            dialogues: the samples' turns.
+            decode: turn the answers' tokens back to text, too.
+        """
         layouts = [_lay_out(dialogue) for dialogue in dialogues]
         chunks = [_cut(text, spans) for text, spans in layouts]
         self._learn({chunk for cut in chunks for chunk, inside in cut if not inside})
@@ -78,29 +86,39 @@ class Recount:
         counts = []
         for (_, spans), cut in zip(layouts, chunks, strict=True):
             text, target, found = 0, len(spans), False
+            misspelt: str | None = None
             for chunk, inside in cut:
                 if inside:
-                    starts, has_image_token = next(answers)
-                    size = len(starts)
-                    target += sum(bisect_left(starts, end) - bisect_left(starts, start) for start, end in inside)
+                    starts, ids = next(answers)
+                    size, has_image_token = len(ids), self._image_id in ids
+                    for start, end in inside:
+                        mine = ids[bisect_left(starts, start) : bisect_left(starts, end)]
+                        target += len(mine)
+                        misspelt = misspelt or (self._misspelt(mine, chunk[start:end]) if decode else None)
                 else:
                     size, has_image_token = self._known[chunk]
                 text, found = text + size, found or has_image_token
-            counts.append(Counts(text, target, found))
+            counts.append(Counts(text, target, found, misspelt))
         return counts
 
-    def _encode(self, chunks: list[str]) -> Iterator[tuple[list[int], bool]]:
-        """For each chunk the characters at which its tokens start, and whether the image token is among them."""
+    def _encode(self, chunks: list[str]) -> Iterator[tuple[list[int], list[int]]]:
+        """For each chunk the characters at which its tokens start, and their ids."""
         for encoding in self._tokenizer.encode_batch(chunks, add_special_tokens=False):
-            yield [start for start, _ in encoding.offsets], self._image_id in encoding.ids
+            yield [start for start, _ in encoding.offsets], encoding.ids
+
+    def _misspelt(self, ids: list[int], text: str) -> str | None:
+        """What tokens decode to, if that is not the text; space around it may have merged with what is beside it."""
+        decoded: str = self._tokenizer.decode(ids, skip_special_tokens=False)
+        same = decoded.replace(_SPACE, " ").strip() == text.replace(_SPACE, " ").strip()
+        return None if same else decoded
 
     def _learn(self, chunks: set[str]) -> None:
         """Counts chunks that hold no answer and remembers them: what joins two frames is the same everywhere."""
         if len(self._known) > _MEMORY:
             self._known.clear()
         ordered = sorted(chunks - self._known.keys())
-        for chunk, (starts, has_image_token) in zip(ordered, self._encode(ordered), strict=True):
-            self._known[chunk] = len(starts), has_image_token
+        for chunk, (_, ids) in zip(ordered, self._encode(ordered), strict=True):
+            self._known[chunk] = len(ids), self._image_id in ids
 
 
 def _lay_out(dialogue: Dialogue) -> tuple[str, list[Span]]:
@@ -155,10 +173,17 @@ class Counted:
     row: Row | None
 
 
-def check(recount: Recount, samples: Sequence[Counted], manifest: Manifest) -> Check[None]:
-    """Counts some samples again and holds the counts against their rows and the sequence length."""
+def check(recount: Recount, samples: Sequence[Counted], manifest: Manifest, *, deep: bool = False) -> Check[None]:
+    """Counts some samples again and holds the counts against their rows and the sequence length.
+
+    Args:
+        recount: what counts.
+        samples: some of a build.
+        manifest: the build's.
+        deep: decode the answers' tokens and hold them against the answers, too.
+    """
     dialogues = [[(turn.role, turn.value) for turn in sample.record.conversations] for sample in samples]
-    for sample, counts in zip(samples, recount.count(dialogues), strict=True):
+    for sample, counts in zip(samples, recount.count(dialogues, decode=deep), strict=True):
         for code, detail in _check_one(sample, counts, manifest):
             yield error(code, detail, file=sample.file, key=sample.key)
 
@@ -168,6 +193,8 @@ def _check_one(sample: Counted, counts: Counts, manifest: Manifest) -> Iterator[
     total, limit = counts.text + images, manifest.recipe.sequence_length
     if counts.has_image_token:
         yield "control-string", f"the text itself spells the image token {manifest.tokenizer.image_token!r}"
+    if counts.misspelt is not None:
+        yield "target-text", f"the tokens to be learned are those of {counts.misspelt[:80]!r}"
     if total > limit:
         yield "over-long", f"{total} tokens; the recipe allows {limit}"
     if sample.row is None:

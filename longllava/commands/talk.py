@@ -134,7 +134,7 @@ def convert(
     out: Annotated[Path, typer.Option("--out", help="Where to put it; must not be there yet.")],
     vision: Annotated[
         Path | None,
-        typer.Option("--vision", help="Folder of the vision tower's config.json, if it is not CLIP ViT-L/14-336."),
+        typer.Option("--vision", help="Folder of the vision tower, if it is not CLIP ViT-L/14-336; always with Jamba."),
     ] = None,
     tokenizer: Annotated[
         Path | None, typer.Option("--tokenizer", help="Folder of the tokenizer, if it is not in CHECKPOINT.")
@@ -142,9 +142,11 @@ def convert(
     dtype: Annotated[str, typer.Option("--dtype", help="Of the result: bfloat16, float16 or float32.")] = "bfloat16",
     json_output: JsonOption = False,
 ) -> None:
-    """Bring a checkpoint of the authors' into the layout that generate and train read.
+    """Bring a checkpoint of the authors', or Jamba and a vision tower, into the layout that generate and train read.
 
     Example: longllava convert LongLLaVA-9B --out longllava-9b
+
+    Example: longllava convert Jamba-v0.1 --vision clip-vit-large-patch14-336 --out jamba
     """
     needs_torch("convert")
     import torch
@@ -203,7 +205,7 @@ def _ask(chat: Any, message: Any, on_text: Callable[[str], None] | None) -> Any:
 
 
 def _write(text: str) -> None:
-    from longllava.display_samples import printable
+    from longllava.commands.terminal import printable
 
     sys.stdout.write(printable(text))
     sys.stdout.flush()

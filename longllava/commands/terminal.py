@@ -1,6 +1,7 @@
 """Where commands print."""
 
 import json
+import re
 import shlex
 import shutil
 import sys
@@ -12,21 +13,36 @@ from formats.errors import UsageError
 
 def stdout() -> Any:
     """A rich console on standard output."""
-    from rich.console import Console
+    from longllava.console import PlainConsole
 
-    return Console() if sys.stdout.isatty() else Console(width=140)  # not cut to 80 columns in a log
+    return PlainConsole() if sys.stdout.isatty() else PlainConsole(width=140)  # not cut to 80 columns in a log
 
 
 def stderr() -> Any:
     """A rich console on standard error."""
-    from rich.console import Console
+    from longllava.console import PlainConsole
 
-    return Console(stderr=True)
+    return PlainConsole(stderr=True)
+
+
+def printable(value: str) -> str:
+    """Text in which characters that would steer a terminal are made visible."""
+    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in value)
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on standard output."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))  # noqa: T201
+    """One JSON document on standard output; what would steer a terminal is escaped in it."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    print(re.sub(r"[^\n -~]", _escaped, text))  # noqa: T201
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return found[0] if found[0].isprintable() else json.dumps(found[0])[1:-1]
+
+
+def print_error(error: object) -> None:
+    """What went wrong, on standard error."""
+    print(printable(f"error: {error}"), file=sys.stderr)  # noqa: T201
 
 
 def program() -> str:

@@ -40,6 +40,9 @@ def train(
     weight: Annotated[list[float] | None, typer.Option(help="How often an epoch reads a build; one for each.")] = None,
     max_images: Annotated[int | None, typer.Option(help="Most images of a sequence.")] = None,
     drop_oversize: Annotated[bool, typer.Option("--drop-oversize", help="Leave out samples that do not fit.")] = False,
+    skip_damaged: Annotated[
+        bool, typer.Option("--skip-damaged", help="Leave out damaged samples; metrics.jsonl names them.")
+    ] = False,
     balance: Annotated[float | None, typer.Option(help="Weight of the experts' load balance in the loss.")] = None,
     clip: Annotated[float, typer.Option(help="Largest norm of the gradients.")] = 1.0,
     steps: Annotated[int | None, typer.Option(help="Stop after so many; the same command with more goes on.")] = None,

@@ -27,7 +27,8 @@ def scan(
     if n & (n - 1):
         raise ValueError(f"selective scan: backend 'triton' needs a state whose size is a power of two, not {n}")
     over_time = [x.transpose(1, 2).contiguous() for x in (u, delta, B, C)]
-    y, last = _Scan.apply(*over_time[:2], A.float().contiguous(), *over_time[2:], resets, state)  # type: ignore[no-untyped-call]
+    with torch.cuda.device_of(u):  # Triton launches on the current GPU, wherever the tensors are
+        y, last = _Scan.apply(*over_time[:2], A.float().contiguous(), *over_time[2:], resets, state)  # type: ignore[no-untyped-call]
     return y.transpose(1, 2), last
 
 

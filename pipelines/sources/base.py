@@ -160,6 +160,7 @@ def json_array(root: Root, file: str) -> Iterator[Any]:
 _CHUNK = 1 << 20
 _LONGEST = 64 << 20
 _SPACE = re.compile(r"[ \t\n\r]*")
+_STRING_OR_BRACKET = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|[][{}]', re.DOTALL)
 _DIGITS = 4_000  # Python refuses to read longer numbers
 
 
@@ -181,7 +182,7 @@ def _elements(text: TextIO, where: str) -> Iterator[Any]:
     while buffer[at] != "]":
         try:
             value, at = _element(buffer, at + 1)
-        except (ValueError, IndexError, RecursionError) as error:
+        except (ValueError, IndexError) as error:
             rest = buffer[at:]
             more = text.read(max(_CHUNK, len(rest)))
             if not more or len(rest) > _LONGEST:
@@ -197,11 +198,25 @@ def _elements(text: TextIO, where: str) -> Iterator[Any]:
 
 def _element(buffer: str, at: int) -> tuple[Any, int]:
     """One element of an array, and where the comma or bracket after it stands."""
-    value, end = _DECODER.raw_decode(buffer, _skip(buffer, at))
+    start = _skip(buffer, at)
+    try:
+        value, end = _DECODER.raw_decode(buffer, start)
+    except RecursionError:
+        value, end = Reject("bad-record", "is nested too deeply to be read"), _end_by_brackets(buffer, start)
     end = _skip(buffer, end)
     if buffer[end] not in ",]":
         raise ValueError(f"a {buffer[end]!r} follows an element")
     return value, end
+
+
+def _end_by_brackets(buffer: str, at: int) -> int:
+    """Where an array or object ends, whatever is in it."""
+    depth = 0
+    for match in _STRING_OR_BRACKET.finditer(buffer, at):
+        depth += (match[0] in "[{") - (match[0] in "]}")
+        if not depth:
+            return match.end()
+    raise ValueError("an element has no end")
 
 
 def _skip(buffer: str, at: int) -> int:

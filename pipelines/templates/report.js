@@ -10,13 +10,13 @@
   function colours() {
     const read = (name) => getComputedStyle(root).getPropertyValue(name).trim();
     const [fore, dim, line] = ["--fore", "--dim", "--line"].map(read);
-    const axis = { labelColor: dim, titleColor: dim, gridColor: line, domainColor: line, tickColor: line };
+    const axis = { labelColor: dim, titleColor: dim, gridColor: line, domainColor: line, tickColor: line, labelFontSize: 11, titleFontSize: 12 };
     const range = isDark()
       ? ["#7cc0ff", "#ffb454", "#56d27a", "#ff8f8f", "#c9a6ff", "#6fe0d6", "#f2a6d6", "#d9d36a", "#b9a28f"]
       : ["#2566b0", "#b35c00", "#1a7f37", "#c0392b", "#7a4fc0", "#0f7f78", "#b03a86", "#7a7200", "#6b5846"];
     return {
       background: "transparent", axis, view: { stroke: "transparent" }, range: { category: range },
-      legend: { labelColor: dim, titleColor: dim, labelLimit: 200 }, title: { color: fore },
+      legend: { labelColor: dim, titleColor: dim, labelLimit: 200, labelFontSize: 12, titleFontSize: 12 }, title: { color: fore },
     };
   }
 

@@ -1,5 +1,6 @@
 import io
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -163,6 +164,33 @@ def test_a_file_with_something_behind_it_or_missing_does_not_stay(change):
     kept = outcome(lambda d: np.frombuffer(picture(d, KEEP)[0].jpeg, np.uint8), data)
     made = outcome(lambda d: np.frombuffer(picture(d, EXACT)[0].jpeg, np.uint8), data)
     assert np.array_equal(kept, made) if isinstance(kept, np.ndarray) else kept == made
+
+
+def with_segment(data, marker, content):
+    return data[:2] + bytes([0xFF, marker]) + (len(content) + 2).to_bytes(2) + content + data[2:]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: with_segment(d, 0xE5, b"where I live"),
+        lambda d: with_segment(d, 0xE0, b"JFXX\0\x10" + encode(photo(16, 16), EXACT)),  # a thumbnail
+        lambda d: with_segment(d, 0xDC, b"\0\0"),
+        lambda d: d[:-2] + b"\xff\xfe\0\x08secret" + d[-2:],  # a comment after the scan
+        lambda d: d[:2] + b"\xff" + d[2:],  # fill bytes
+    ],
+)
+def test_a_file_that_hides_something_is_made_anew(change):
+    data = change(encode(photo(SIDE, SIDE), EXACT))
+    kept, made = picture(data, KEEP)[0], picture(data, EXACT)[0]
+    assert kept.jpeg == made.jpeg != data
+
+
+def test_a_kept_file_has_its_contrast():
+    data = encode(photo(SIDE, SIDE), EXACT)
+    assert picture(data, KEEP)[0] == replace(picture(data, EXACT)[0], jpeg=data)
+    blank = encode(Image.new("RGB", (SIDE, SIDE), "navy"), EXACT)
+    assert picture(blank, KEEP)[0].contrast == 0
 
 
 def test_coarser_colours_than_asked_for_do_not_stay():

@@ -106,3 +106,22 @@ def test_without_llvmlite_the_bytes_are_the_same(monkeypatch):
         assert imaging.fit(image) == with_it
     finally:
         resample._loops.cache_clear()
+
+
+HARDENED = """
+import ctypes, io, sys
+assert ctypes.CDLL(None).prctl(65, 1, 0, 0, 0) == 0  # PR_SET_MDWE: no memory may become executable any more
+from formats import imaging, resample
+assert not resample.available()
+sys.stdout.buffer.write(imaging.picture(sys.stdin.buffer.read(), imaging.ImageSettings())[0].jpeg)
+"""
+
+
+def test_where_no_code_may_be_compiled_pictures_are_the_same():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (450, 700, 3), np.uint8))
+    data = imaging.encode(image, imaging.ImageSettings())
+    run = subprocess.run([sys.executable, "-c", HARDENED], input=data, capture_output=True)
+    if b"prctl" in run.stderr:
+        pytest.skip("this kernel cannot forbid executable memory (Linux 6.3)")
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == imaging.picture(data, imaging.ImageSettings())[0].jpeg

@@ -1,19 +1,28 @@
 """stats, show, diff and export, run as users run them."""
 
+import html
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 
+import fsspec
 import pytest
+import typer
 from PIL import Image
 from rich.console import Console
 
 from formats.tokens import IGNORED, ChatTokenizer
-from longllava.display_samples import blocks, printable, rejects_table, show_sample
-from pipelines.opened import Stored
+from longllava.cli import validate
+from longllava.commands.look import diff, export, show, stats
+from longllava.commands.terminal import print_error, print_json, printable
+from longllava.display_samples import blocks, rejects_table, show_sample
+from pipelines.opened import OpenBuild, Stored
+from pipelines.page import report_page
 from pipelines.report import stored_samples
 
 
@@ -103,6 +112,112 @@ def test_hostile_samples_steer_no_terminal(build: Path, tokenizer: ChatTokenizer
     console.print(rejects_table([dict.fromkeys(("uid", "component", "reason", "detail", "replaced_by"), bad)]))
     assert "\x1b" not in console.file.getvalue()  # type: ignore[attr-defined]
     assert printable("a\nb\tc\u202e") == "a\nb\\x09c\\x202e"
+
+
+EVIL = ("\x1b", "\x07", "\x9b", "\u202e", "\x7f")
+HOSTILE = "\x1b[2J\x07\x9b31m\u202e\x7f[bold]x[/bold] [/nothing] :smile:"
+
+
+@pytest.fixture
+def hostile(demo: Path, tmp_path: Path) -> Path:
+    """A build whose files say what no build of ours would."""
+    out = tmp_path / "hostile"
+    shutil.copytree(demo / "builds/text", out)
+    manifest = json.loads((out / "manifest.json").read_text())
+    manifest["recipe"] |= {"name": HOSTILE, "description": HOSTILE}
+    components = manifest["components"]
+    components[HOSTILE] = {**next(iter(components.values())), "rejects": {HOSTILE: 1}, "dropped": {HOSTILE: 2}}
+    manifest["recipe"]["components"][HOSTILE] = next(iter(manifest["recipe"]["components"].values()))
+    for source in manifest["sources"].values():
+        source |= {"licence": HOSTILE, "hub_id": HOSTILE}
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    reject = dict.fromkeys(("uid", "component", "reason", "detail", "replaced_by", "thumbnail"), HOSTILE)
+    (out / "rejects.jsonl").write_text(json.dumps(reject) + "\n")
+    return out
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_hostile_builds_steer_no_terminal(
+    hostile: Path, demo: Path, as_json: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stats([str(hostile)], json_output=as_json)
+    show(str(hostile), reject=True, json_output=as_json)
+    with pytest.raises(typer.Exit):
+        diff(str(hostile), str(demo / "builds/align"), json_output=as_json)
+    with pytest.raises(typer.Exit):
+        validate(str(hostile), json_output=as_json)
+    said = capsys.readouterr().out
+    assert [evil for evil in EVIL if evil in said] == []
+    for words in ("[bold]x[/bold]", "[/nothing]", ":smile:"):
+        assert said.count(words) > 5
+    print_error(HOSTILE)
+    assert not any(evil in capsys.readouterr().err for evil in EVIL)
+
+
+def test_json_that_is_printed_reads_as_what_it_was(capsys: pytest.CaptureFixture[str]) -> None:
+    value = {HOSTILE: ["é", "图", "\U000e0001", "\ud800", HOSTILE]}
+    print_json(value)
+    said = capsys.readouterr().out
+    assert json.loads(said) == value
+    assert "图" in said
+    assert not any(evil in said for evil in EVIL)
+
+
+class Elements(HTMLParser):
+    """What a browser would make of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+        self.attributes: set[str] = set()
+        self.sources: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+        self.sources += [value or "" for name, value in attrs if name == "src"]
+
+
+def test_a_hostile_build_has_a_harmless_page(hostile: Path, tmp_path: Path) -> None:
+    manifest = json.loads((hostile / "manifest.json").read_text())
+    script = "\"></script><script>alert(1)</script><img src=x onerror=alert(1)>'$(id)`id`"
+    text = json.dumps(manifest).replace(json.dumps(HOSTILE)[1:-1], json.dumps(script)[1:-1])
+    (hostile / "manifest.json").write_text(text)
+    reject = dict.fromkeys(("uid", "component", "reason", "detail", "replaced_by", "thumbnail"), script)
+    (hostile / "rejects.jsonl").write_text(json.dumps(reject) + "\n")
+    page = report_page([OpenBuild(hostile)]).decode()
+    found = Elements()
+    found.feed(page)
+    assert found.names.isdisjoint({"svg", "iframe", "object", "embed", "link", "base"})
+    assert not [name for name in found.attributes if name.startswith("on")]
+    assert all(source.startswith("data:image/jpeg;base64,") for source in found.sources)
+    assert page.count("<script>") == 2
+    assert page.count("alert(1)") > 10
+    for command in re.findall(r'<code>duckdb -c "(.*?)"</code>', page):
+        assert not set(html.unescape(command)) & set('"`\\')
+        assert "$(" not in command
+
+
+def test_every_command_takes_a_url(demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    here, there = demo / "builds/align", "memory://bucket/align"
+    memory = fsspec.filesystem("memory")
+    memory.put(str(here), "/bucket/align", recursive=True)
+    try:
+        stats([there, str(here)], html=tmp_path / "both.html")
+        said = capsys.readouterr().out
+        assert said.count("align by component") == 2
+        show(there, component="allava", n=1)
+        assert "trained on:" in capsys.readouterr().out
+        show(there, reject=True)
+        assert "media-missing" in capsys.readouterr().out
+        diff(str(here), there)
+        assert capsys.readouterr().out.strip() == "the same"
+        export(there, "llava", tmp_path / "llava")
+        assert len(list(tmp_path.glob("llava/images/*"))) == 600
+        validate(there)
+        assert "memory://bucket/align: no findings" in capsys.readouterr().out
+    finally:
+        memory.rm("/bucket", recursive=True)
 
 
 def test_diff_tells_same_from_different_by_its_exit_code(demo: Path, tmp_path: Path) -> None:

@@ -58,6 +58,11 @@ def test_a_dry_run_says_what_memory_each_process_needs_and_leaves_nothing(build:
         (["--model", "tiny", "--trainable", "projector,head"], "--trainable head: one of vision, projector, llm"),
         (["--model", "huge"], "model 'huge': neither one of 53b, 9b, tiny"),
         ([], "no model: say --model"),
+        (["--model", "tiny", "--weight-decay", "-1"], "--weight-decay -1.0: at least 0"),
+        (["--model", "tiny", "--warmup-ratio", "3"], "--warmup-ratio 3.0: from 0 to below 1"),
+        (["--model", "tiny", "--balance", "nan"], "--balance nan: at least 0"),
+        (["--model", "tiny", "--sequence-length", "0"], "--sequence-length 0: at least 1"),
+        (["--model", "tiny", "--wandb", "project"], "--wandb: that package is not installed; pip install wandb"),
         (["--model", "tiny", "--dry-run", "--gpus", "5"], "cannot be shared by 5 processes"),
     ],
 )

@@ -21,7 +21,7 @@ Model = LongLlavaForConditionalGeneration
 def upstream(model: Model) -> dict[str, Tensor]:
     """A model's weights under the authors' names."""
     tensors: dict[str, Tensor] = {}
-    for ours, tensor in model.state_dict().items():
+    for ours, tensor in file_tensors(model).items():
         name = ours.replace("model.language_model.", "model.").replace("pre_ff_layernorm", "pre_moe_layernorm")
         name = re.sub(r"([bc])_layernorm", lambda match: f"{match[1].upper()}_layernorm", name)
         name = name.replace("model.vision_tower.", "model.vision_tower.vision_tower.vision_model.")
@@ -29,6 +29,14 @@ def upstream(model: Model) -> dict[str, Tensor]:
         name = name.replace("multi_modal_projector.linear_2", "mm_projector.2")
         name = re.sub(r"feed_forward\.(\w+_proj)\.weight", r"moe.experts.0.\1.weight", name)
         name = name.replace("feed_forward", "moe")
+        tensors[name] = tensor
+    return tensors
+
+
+def file_tensors(model: Model) -> dict[str, Tensor]:
+    """A model's weights as today's files have them, experts apart."""
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
         if name.endswith("gate_up_proj"):
             for i, fused in enumerate(tensor):
                 for part, half in zip(("gate", "up"), fused.chunk(2), strict=True):
@@ -75,6 +83,30 @@ def test_jambas_own_weights_fill_the_text_side_only(small: Model) -> None:
     ids = torch.arange(3, 20)[None]
     assert torch.equal(loaded(ids).logits, small(ids).logits)
     assert torch.equal(loaded.model.multi_modal_projector.linear_1.weight, before)
+
+
+def test_jamba_and_a_tower_become_what_training_begins_with(small: Model, tmp_path: Path) -> None:
+    jamba, clip = tmp_path / "jamba", tmp_path / "clip"
+    for folder, prefix, to in (
+        (jamba, "model.language_model.", "model."),
+        (clip, "model.vision_tower.", "vision_model."),
+    ):
+        folder.mkdir()
+        own = {name: x for name, x in file_tensors(small).items() if name.startswith(prefix)}
+        save_file({name.replace(prefix, to): x for name, x in own.items()}, folder / "model.safetensors")
+    save_file({"lm_head.weight": small.lm_head.weight.detach()}, jamba / "model-2.safetensors")
+    (jamba / "config.json").write_text(small.config.text_config.to_json_string(use_diff=False))
+    (clip / "config.json").write_text(json.dumps({"vision_config": small.config.vision_config.to_dict()}))
+    with pytest.raises(UsageError, match="is Jamba, which sees nothing yet; say with --vision"):
+        convert(jamba, None, tmp_path / "out")
+    for out in ("out", "again"):
+        convert(jamba, clip, tmp_path / out, image_token_id=300, dtype=torch.float32)
+    loaded, again = (Model.from_pretrained(tmp_path / out).state_dict() for out in ("out", "again"))
+    for name, tensor in small.state_dict().items():
+        read = torch.equal(loaded[name], again[name]) and torch.equal(loaded[name], tensor) == ("projector" not in name)
+        assert read, name
+    pixels = torch.rand(1, 3, 56, 56)
+    assert Model.from_pretrained(tmp_path / "out").model.image_features(pixels).isfinite().all()
 
 
 def test_every_tensor_that_does_not_fit_is_named(small: Model) -> None:

@@ -10,7 +10,7 @@ from transformers.models.jamba.modeling_jamba import load_balancing_loss_func
 from model.budget import Shape
 from model.flops import exact_flops, training_flops
 from model.hybrid import load_balance
-from model.metrics import METRICS, Log, read_metrics
+from model.metrics import METRICS, Log, read_metrics, run_name
 
 
 def test_lines_of_steps_that_a_crash_lost_are_removed(tmp_path: Path) -> None:
@@ -30,6 +30,13 @@ def test_tensorboard_gets_each_number(tmp_path: Path) -> None:
     events.Reload()
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 1.0), (2, 0.5)]
     assert events.Tags()["scalars"] == ["loss", "loss_by_source/a"]
+
+
+def test_any_folder_gives_a_name_that_weights_and_biases_takes(tmp_path: Path) -> None:
+    names = [run_name(tmp_path / name) for name in ("run: a#1/", "run; a#1", "plain-1.2")]
+    assert not any(set(":;,#?/' ") & set(name) for name in names)
+    assert len(set(names)) == 3
+    assert names[2].startswith("plain-1.2-")
 
 
 def test_the_load_balance_is_transformers() -> None:

@@ -59,13 +59,17 @@ def batch(size: int) -> Stage:
 
 def test_torchrun_goes_before_slurm() -> None:
     slurm = {
-        "SLURM_PROCID": "9", "SLURM_NTASKS": "24", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "123456",
+        "SLURM_PROCID": "9", "SLURM_STEP_NUM_TASKS": "24", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "123456",
         "SLURM_JOB_NODELIST": "gpu[03-05]",
     }  # fmt: skip
     assert placement(slurm) == Placement(9, 24, 1, "gpu03", 20_000 + 123456 % 20_000)
     torchrun = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "3", "MASTER_ADDR": "here", "MASTER_PORT": "1"}
     assert placement(slurm | torchrun) == Placement(3, 8, 3, "here", 1)
-    assert placement({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}) == placement({}) == Placement()
+    assert placement({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}) == placement({}) == Placement()
+
+
+def test_a_batch_script_that_slurm_gave_many_tasks_is_one_process_itself() -> None:
+    assert placement({"SLURM_PROCID": "0", "SLURM_NTASKS": "24", "SLURM_JOB_NODELIST": "gpu[03-05]"}) == Placement()
 
 
 @pytest.mark.parametrize(

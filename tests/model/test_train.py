@@ -1,8 +1,10 @@
 """What training must hold, with a model of four layers and builds of noise."""
 
+import fcntl
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -19,7 +21,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from formats.errors import TrainingError, UsageError
+from formats.errors import DamageError, TrainingError, UsageError
 from formats.manifest import file_sha256
 from formats.tokens import ChatTokenizer
 from model.budget import Shape
@@ -30,6 +32,7 @@ from model.metrics import read_metrics
 from model.packing import Packing
 from model.prepare import prepare
 from model.processor import Processor
+from model.sharding import flatten_experts, freeze, optimiser_of, shard, whole
 from model.stage import TrainSettings
 from model.train import opened, train
 from model.training_budget import held
@@ -170,6 +173,25 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     assert not list((out / "checkpoints").glob("*.partial"))
     one, again = (load_file(folder / "final/model.safetensors") for folder in (whole_run, out))
     assert all(torch.equal(one[name], again[name]) for name in one)
+
+
+def test_a_launch_into_a_run_that_is_at_work_is_refused(settings: TrainSettings, killed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(killed, out)
+    with (out / ".lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UsageError, match="another launch trains there"):
+            train(replace(settings, out=out))
+    assert list((out / "checkpoints").glob("*.partial"))
+
+
+def test_biases_norms_and_the_states_of_mamba_do_not_decay(small: LongLlavaForConditionalGeneration) -> None:
+    optimiser = optimiser_of(small, 1e-3, 0.1, 0.95, torch.device("cpu"))
+    decay = {id(p): group["weight_decay"] for group in optimiser.param_groups for p in group["params"]}
+    decayed = {name for name, p in small.named_parameters() if decay[id(p)] == 0.1}
+    matrices = {name for name, p in small.named_parameters() if p.dim() > 1 and not name.endswith(".A_log")}
+    assert decayed - {"model.vision_tower.embeddings.class_embedding"} == matrices
+    assert set(decay.values()) == {0.0, 0.1}
 
 
 def test_two_processes_go_on_where_one_was_killed(whole_run: Path, by_two: Path) -> None:
@@ -319,6 +341,36 @@ def test_a_loss_that_is_not_a_number_names_the_samples(
     assert not (tmp_path / "run/checkpoints").exists()
 
 
+def test_a_damaged_sample_stops_a_run_or_is_left_out_and_named(
+    settings: TrainSettings, build: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(build, broken)
+    damaged = min((broken / "shards").glob("*.tar"))
+    content = bytearray(damaged.read_bytes())
+    content[600] ^= 1  # in its first sample
+    damaged.write_bytes(content)
+    run = replace(settings, builds=(str(broken),), out=tmp_path / "run")
+    with pytest.raises(DamageError, match="go on without such samples"):
+        train(run)
+    train(replace(run, skip_damaged=True))
+    named = [text for line in read_metrics(run.out) for text in line["damaged"]]
+    assert len(named) == 1
+    assert f"sample 000000000 in {damaged.name}" in named[0]
+
+
+def test_a_checkpoint_for_which_there_is_no_room_is_refused_in_words(settings: TrainSettings, tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))  # bytes of a file
+    try:
+        with pytest.raises(TrainingError, match=r"step-00000001\.partial cannot be written .* make room"):
+            train(replace(settings, out=tmp_path / "run", save_every=1, steps=2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    train(replace(settings, out=tmp_path / "run", save_every=1, steps=2))
+    assert [line["step"] for line in read_metrics(tmp_path / "run")] == [1, 2]
+
+
 def test_running_out_of_memory_says_what_to_change() -> None:
     with pytest.raises(TrainingError, match="--activation-checkpointing") as caught, memory_explained(4096, False, 2):
         torch.empty(1 << 60)
@@ -343,6 +395,16 @@ def test_what_training_holds_is_as_the_arithmetic_says(
             expected.optimiser,
             expected.frozen,
         ]
+
+
+def test_what_is_not_sharded_goes_to_the_device_too(settings: TrainSettings, shape: Path) -> None:
+    torch.manual_seed(0)
+    model = LongLlavaForConditionalGeneration(named_config(str(shape)))
+    flatten_experts(model)
+    freeze(model, ("projector",))
+    with joined() as world:
+        shard(model, replace(world, device=torch.device("meta")), torch.float32)  # stands for a GPU
+    assert {parameter.device.type for parameter in whole(model)} == {"meta"}
 
 
 def test_a_folder_of_another_run_is_refused(settings: TrainSettings, whole_run: Path) -> None:
@@ -386,8 +448,8 @@ def assert_close(one: Path, two: Path) -> None:
 def stored(build: Path) -> list[dict[str, Any]]:
     """A build's samples in the order of its index."""
     samples = []
-    for shard in sorted((build / "shards").glob("*.tar")):
-        with tarfile.open(shard) as opened_shard:
+    for file in sorted((build / "shards").glob("*.tar")):
+        with tarfile.open(file) as opened_shard:
             for member in opened_shard.getmembers():
                 if member.name.endswith(".json"):
                     content = opened_shard.extractfile(member)

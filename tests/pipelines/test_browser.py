@@ -66,7 +66,7 @@ def shown(page: Any, kind: str) -> int:
 
 def test_all_plots_are_drawn_without_network_or_eval(opened: Callable[..., Any], build: Path) -> None:
     page = opened(build / REPORT)
-    assert page.locator(".vega svg").count() == 6
+    assert page.locator(".vega svg").count() == 7
     assert page.locator('.vega svg [aria-roledescription="bar"]').count() > 20
     assert page.locator("img").evaluate_all("images => images.every(i => i.src.startsWith('data:image/jpeg'))")
 
@@ -148,6 +148,39 @@ def test_a_phone_needs_no_sideways_scrolling(opened: Callable[..., Any], build: 
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
+def test_rejected_pictures_are_seen_and_found_by_reason(opened: Callable[..., Any], demo: Path) -> None:
+    page = opened(demo / "builds/single_image" / REPORT)
+    thumbnails = page.locator("#rejects img")
+    assert thumbnails.count() == 1
+    sides = thumbnails.evaluate("image => (image.loading = 'eager', image.decode().then(() => image.naturalWidth))")
+    assert 20 < sides <= 96
+    page.locator('form[data-list="reject"] [data-by="reason"]').select_option("media-missing")
+    assert shown(page, "reject") == 1
+    assert not thumbnails.is_visible()
+    page.locator('form[data-list="reject"] [data-by="reason"]').select_option("broken-image")
+    assert thumbnails.is_visible()
+
+
+def test_on_a_phone_rejects_are_cards_and_to_a_screen_reader_a_table(opened: Callable[..., Any], build: Path) -> None:
+    page = opened(build / REPORT, viewport={"width": 390, "height": 740}, is_mobile=True)
+    cards = page.locator('[data-item="reject"]')
+    boxes = [cards.nth(i).bounding_box() for i in range(cards.count())]
+    assert all(box["x"] >= 0 and box["x"] + box["width"] <= 390 for box in boxes)
+    table = page.get_by_role("table", name="Rejected records")
+    assert table.get_by_role("row").count() == 7
+    assert table.get_by_role("columnheader").all_text_contents()[:3] == ["picture", "reason", "detail"]
+    assert table.get_by_role("rowheader", name="broken-video").count() == 2
+
+
+def test_a_screen_reader_hears_what_a_plot_is_and_its_bars(opened: Callable[..., Any], build: Path) -> None:
+    page = opened(build / REPORT)
+    mix = page.get_by_role("figure", name="Mix Each component's share")
+    assert mix.count() == 1
+    bars = mix.locator('[role="graphics-symbol"][aria-label*="component: videochat2"]')
+    assert bars.count() == 2
+    assert bars.evaluate_all("bars => bars.every(bar => !bar.closest('[role=img], [aria-hidden=true]'))")
+
+
 def test_the_keyboard_reaches_everything_and_everything_has_a_name(opened: Callable[..., Any], build: Path) -> None:
     page = opened(build / REPORT)
     page.keyboard.press("Tab")
@@ -193,6 +226,6 @@ def test_several_builds_share_a_page(opened: Callable[..., Any], demo: Path, tmp
     file.write_bytes(report_page([OpenBuild(demo / "builds" / name) for name in ("text", "multi_image")]))
     assert file.stat().st_size < 5_000_000
     page = opened(file)
-    assert page.locator(".vega svg").count() == 10
+    assert page.locator(".vega svg").count() == 11
     page.locator('form[data-list="sample"] [data-by="build"]').select_option("text")
     assert page.locator('[data-item="sample"]:visible:not([data-build="text"])').count() == 0

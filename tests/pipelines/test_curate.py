@@ -189,6 +189,7 @@ def test_the_worst_picture_of_a_record_decides() -> None:
     found = picture_scores(groups, [700, 90_000])
     assert (found.min_side, found.max_side, found.max_aspect) == (30, 900, 3.0)
     assert (found.min_bytes, found.max_bytes) == (700, 90_000)
+    assert (found.width, found.height) == (900, 300), "the largest picture's"
     assert asdict(picture_scores([], [])) == dict.fromkeys(asdict(found))
 
 

@@ -94,6 +94,38 @@ def test_a_catalog_of_another_version_is_read_again_and_says_so(tmp_path: Path, 
         assert Heard.notes == []
 
 
+@pytest.mark.parametrize("suffix", ["parquet", "rejects.jsonl"])
+def test_a_part_that_lost_its_end_is_read_again(tmp_path: Path, executor: Executor, suffix: str) -> None:
+    write(tmp_path, [GOOD, {"id": "nothing else"}])
+    catalog = run(tmp_path, executor)
+    stored = catalog.folder / f"{catalog.parts[0].name}.{suffix}"
+    whole = stored.read_bytes()
+    stored.write_bytes(whole[: len(whole) // 2])
+    assert run(tmp_path, executor).sha256 == catalog.sha256
+    assert stored.read_bytes() == whole
+
+
+class Meddler(Progress):
+    """Writes another file after it was looked at and before it is read."""
+
+    def __init__(self, data: Path) -> None:
+        self._data = data
+
+    def stage(self, name: str, total: int | None, unit: str) -> None:
+        write(self._data, [GOOD, GOOD])
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_taken(tmp_path: Path, executor: Executor) -> None:
+    write(tmp_path, [GOOD])
+    location = Location.below(str(tmp_path), "llava15")
+    with (
+        pytest.raises(SourceError, match=f"{FILE} changed while it was read"),
+        ingested([location], tmp_path / "catalog", executor, Meddler(tmp_path)),
+    ):
+        pass
+    assert run(tmp_path, executor).summary()["records"] == 2
+
+
 def test_a_touched_file_has_the_same_fingerprint(tmp_path: Path, executor: Executor) -> None:
     write(tmp_path, [GOOD])
     first = run(tmp_path, executor)

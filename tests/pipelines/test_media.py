@@ -1,4 +1,5 @@
 import io
+import resource
 import tarfile
 import zipfile
 from pathlib import Path
@@ -182,6 +183,17 @@ def test_a_row_or_place_that_a_table_does_not_have_is_missing(table, store, path
 # What cannot be read
 
 
+def test_pictures_of_many_tables_do_not_pile_up_in_memory(tmp_path, store):
+    picture = pa.list_(pa.struct([("bytes", pa.binary())]))
+    table = pa.table({"images": pa.array([[{"bytes": bytes(1 << 20)}]] * 8, picture)})
+    before = pa.total_allocated_bytes()
+    for name in ("a.parquet", "b.parquet", "c.parquet", "d.parquet"):
+        pq.write_table(table, tmp_path / name, compression="none", use_dictionary=False)
+        assert store.fetch(image("1/0", name)) == bytes(1 << 20)
+    del table
+    assert pa.total_allocated_bytes() - before < 20 << 20
+
+
 @pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.parquet"])
 def test_a_damaged_archive_costs_its_own_files_only(tmp_path, store, name):
     put(tmp_path, name, b"this is none of them" * 100)
@@ -218,6 +230,20 @@ def test_an_encrypted_member_is_unreadable(tmp_path, store):
     (tmp_path / "a.zip").write_bytes(data)
     with pytest.raises(Reject, match=r"media-unreadable: .* encrypted"):
         store.fetch(image("1.jpg", "a.zip"))
+
+
+def test_a_machine_out_of_file_handles_costs_no_record(tmp_path, store):
+    put(tmp_path, "a.jpg", b"one")
+    zipped(tmp_path / "b.zip", {"x.jpg": b"two"})
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for media in (image("a.jpg"), image("x.jpg", "b.zip")):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1, hard))
+        try:
+            with pytest.raises(ConnectionError, match="Too many open files"):
+                store.fetch(media)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert store.fetch(image("x.jpg", "b.zip")) == b"two"
 
 
 def test_a_folder_is_no_picture(tmp_path, store):

@@ -7,19 +7,22 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import duckdb
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from formats.shard import ShardWriter
+from longllava.commands.look import diff, export, show, stats
 from pipelines.card import card
 from pipelines.gallery import draw, drawn_rows
 from pipelines.opened import OpenBuild
 from pipelines.page import REPORT, report_page
-from pipelines.report import statistics, stored_samples
+from pipelines.report import FIGURES, figures_query, statistics, stored_samples
+from pipelines.tables import words
 from validators.run import validate
 
 MakeBuild = Callable[..., Path]
@@ -41,12 +44,28 @@ def tables(page: str) -> dict[str, list[list[str]]]:
     found = {}
     for name, body in re.findall(r'<table data-table="(\w+)">(.*?)</table>', page, re.DOTALL):
         rows = re.findall(r"<tr>(.*?)</tr>", body, re.DOTALL)
-        found[name] = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows]
+        found[name] = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", html.unescape(row)) for row in rows]
     return found
 
 
+FIGURES_SHOWN = {words(name) for name in FIGURES} - {"bytes"}
+TABLES = {
+    "sources": {"records", "usable", "rejected"},
+    "filtered": {"records"},
+    "components": {"pool", "asked", "drawn", "kept", "rejected", "short"},
+    "reasons": {"records"},
+    "component": FIGURES_SHOWN,
+    "source": FIGURES_SHOWN,
+    "mix": {"kept", "share"},
+    "licences": {"samples"},
+}
+"""The columns of each table that count something."""
+NOT_COUNTED = {"asked", "paper", "paper's share", "hub id", "licence", "non-commercial"}
+"""Other columns; those of the mix are the recipe's and the paper's numbers."""
+
+
 def cell(value: object) -> str:
-    return "" if value is None else f"{value:,}"
+    return "" if value is None else value if isinstance(value, str) else f"{value:,}"
 
 
 def commands(page: str) -> list[str]:
@@ -76,58 +95,109 @@ def test_the_same_build_gives_the_same_page(build: Path, page: str) -> None:
     assert report_page([OpenBuild(build)]) == report_page([OpenBuild(str(build) + "/")])
 
 
+def computed(command: str, build: Path) -> list[dict[str, object]]:
+    """What a line of SQL on a page gives, run where the page lies."""
+    query = re.sub(r"'(index\.parquet|rejects\.jsonl|manifest\.json)'", rf"'{build}/\1'", command)
+    result = duckdb.sql(query)
+    return [dict(zip(result.columns, row, strict=True)) for row in result.fetchall()]
+
+
+def test_every_number_of_the_pages_tables_is_one_line_of_sql(build: Path, page: str) -> None:
+    found = tables(page)
+    lines = re.findall(r'<table data-table="(\w+)">.*?<code>duckdb -c "(.*?)"</code>', page, re.DOTALL)
+    assert [name for name, _ in lines] == list(found) == [*TABLES]
+    for name, line in lines:
+        heading, *rows = found[name]
+        keys = 2 if name in ("filtered", "reasons") else 1
+        assert set(heading[keys:]) - TABLES[name] <= NOT_COUNTED, name
+        results = [*computed(html.unescape(line), build)]
+        expected = {tuple(result.values())[:keys]: result for result in results}
+        rows = rows[:-1] if name in ("component", "source") else rows  # sums, which the next test looks at
+        assert len(rows) == len(expected) > 0, name
+        for row in rows:
+            values = {words(column): cell(value) for column, value in expected[tuple(row[:keys])].items()}
+            numbers = dict(zip(heading, row, strict=True))
+            assert {column: numbers[column] for column in TABLES[name]} == {c: values[c] for c in TABLES[name]}, name
+
+
 @pytest.mark.parametrize("by", ["component", "source"])
-def test_every_number_of_the_pages_tables_is_one_line_of_sql(build: Path, page: str, by: str) -> None:
-    heading, *rows, total = tables(page)[by]
-    (query,) = [command for command in commands(page) if f"GROUP BY {by} ORDER BY {by}" in command and "p50" in command]
-    result = duckdb.sql(query.replace("'index.parquet'", f"'{build}/index.parquet'"))
-    names = [
-        column.replace("tokens_p", "p").replace("tokens_max", "longest").replace("_", " ") for column in result.columns
-    ]
-    expected = [dict(zip(names, row, strict=True)) for row in result.fetchall()]
-    assert len(rows) == len(expected)
-    for row, values in zip(rows, expected, strict=True):
-        assert row == [row[0], *(cell(values[name]) for name in heading[1:])]
+def test_the_sums_below_a_table_are_of_the_whole_index(build: Path, page: str, by: str) -> None:
+    *_, total = tables(page)[by]
+    (row,) = computed(figures_query("'index.parquet'"), build)
+    assert total == ["all", *(cell(row[name]) for name in FIGURES if name != "bytes")]
     assert total[1] == "750"
 
 
+def test_the_numbers_at_the_top_are_one_line_of_sql(build: Path, page: str) -> None:
+    names = re.findall(r"<div><dt>(.*?)</dt><dd>(.*?)</dd></div>", page.split("</dl>")[0])
+    (row,) = computed(commands(page)[0], build)
+    assert [value.removeprefix("≥ ") for _, value in names] == [cell(value) for value in row.values()]
+
+
+def plots(page: str) -> dict[str, list[dict[str, object]]]:
+    """What each plot shows."""
+    found = re.findall(r'data-for="plot-0-(\w+)">(.*?)</script>', page)
+    return {name: json.loads(html.unescape(spec))["data"]["values"] for name, spec in found}
+
+
 def test_the_plots_show_what_their_lines_of_sql_give(build: Path, page: str) -> None:
-    specs = {
-        name.rpartition("-")[2]: json.loads(html.unescape(spec))
-        for name, spec in re.findall(r'data-for="([\w-]+)">(.*?)</script>', page)
-    }
-    assert list(specs) == ["mix", "lengths", "images", "tokens", "sizes", "rejects"]
-    index = f"'{build}/index.parquet'"
-    values = {name: spec["data"]["values"] for name, spec in specs.items()}
+    lines = re.findall(r'data-plot="(\w+)"[^>]*>.*?<code>duckdb -c "(.*?)"</code>', page, re.DOTALL)
+    given = {name: computed(html.unescape(line), build) for name, line in lines}
+    values = plots(page)
+    assert list(values) == list(given) == ["mix", "lengths", "images", "tokens", "sizes", "aspects", "rejects"]
+    for name in ("images", "rejects"):
+        expected = [{column: row[column] for column in values[name][0]} for row in given[name]]
+        assert sorted(map(str, values[name])) == sorted(map(str, expected))
+    for name, units in {"mix": ("samples", "tokens"), "tokens": ("image", "trained_on", "other_text")}.items():
+        counts = sorted(int(row["count"] if name == "mix" else row["tokens"]) for row in values[name])
+        assert counts == sorted(int(row[unit]) for row in given[name] for unit in units)
+    for name in ("lengths", "sizes", "aspects"):
+        assert [row["samples"] for row in values[name]] == [row["samples"] for row in given[name]]
     assert sum(row["samples"] for row in values["lengths"]) == 750
-    for row in values["lengths"]:
-        span = f"n_tokens BETWEEN {row['from']} AND {row['to']} AND component = '{row['component']}'"
-        query = f"SELECT count(*) FROM {index} WHERE {span}"
-        assert duckdb.sql(query).fetchall() == [(row["samples"],)], row
-    for row in values["images"]:
-        query = f"SELECT count(*) FROM {index} WHERE n_images = {row['images']} AND modality = '{row['modality']}'"
-        assert duckdb.sql(query).fetchall() == [(row["samples"],)], row
+    pictures = computed("SELECT count(width) AS n FROM 'index.parquet'", build)[0]["n"]
     assert (
-        sum(row["tokens"] for row in values["tokens"])
-        == duckdb.sql(f"SELECT sum(n_tokens) FROM {index}").fetchall()[0][0]
+        sum(row["samples"] for row in values["sizes"]) == sum(row["samples"] for row in values["aspects"]) == pictures
     )
-    assert sum(row["count"] for row in values["mix"] if row["of"] == "samples") == 750
-    for command in commands(page):
-        assert duckdb.sql(command.replace("'index.parquet'", index)).fetchall()
 
 
-def test_what_was_drawn_is_what_was_kept_and_rejected(build: Path, page: str) -> None:
-    heading, *rows = tables(page)["components"]
+def test_the_bins_of_the_plots_are_where_they_say(build: Path, page: str) -> None:
+    values = plots(page)
+
+    def count(where: str, row: Mapping[str, object]) -> object:
+        query = f"SELECT count(*) AS n FROM 'index.parquet' WHERE {where} AND component = '{row['component']}'"
+        return computed(query, build)[0]["n"]
+
+    for row in values["lengths"]:
+        assert count(f"n_tokens BETWEEN {row['from']} AND {row['to']}", row) == row["samples"], row
+    for row in values["sizes"]:
+        sides = {name: str(row[name + "s"]).replace(",", "").split(" to ") for name in ("width", "height")}
+        spans = [f"{name} BETWEEN {found[0]} AND {found[-1]}" for name, found in sides.items()]
+        assert count(" AND ".join(spans), row) == row["samples"], row
+    for row in values["aspects"]:
+        across, down = str(row["aspect"]).split(" : ")
+        near = f"abs(log2(width / height) - log2({across}::DOUBLE / {down})) < 0.125"
+        assert count(near, row) == pytest.approx(row["samples"], abs=2), row  # its name is rounded
+
+
+def test_the_size_of_a_sample_is_that_of_its_largest_picture(build: Path) -> None:
+    for sample in stored_samples(build, limit=10_000):
+        sizes = [tuple(image["source_size"]) for image in sample.record["images"]]
+        shown = (sample.row["width"], sample.row["height"])
+        assert shown == max(sizes, key=lambda size: size[0] * size[1], default=(None, None))
+
+
+def test_what_was_drawn_is_what_was_kept_and_rejected(page: str) -> None:
+    found = tables(page)
+    reasons: dict[str, int] = {}
+    for _, component, records in found["reasons"][1:]:
+        reasons[component] = reasons.get(component, 0) + int(records)
+    heading, *rows = found["components"]
     for row in rows:
         counts = dict(zip(heading[1:], (int(value.replace(",", "")) for value in row[1:]), strict=True))
-        reasons = {
-            name: count
-            for name, count in counts.items()
-            if name not in ("pool", "asked", "drawn", "kept", "rejected", "short")
-        }
         assert counts["asked"] == counts["kept"] + counts["short"]
         assert counts["drawn"] == counts["kept"] + counts["rejected"]
-        assert counts["rejected"] == sum(reasons.values())
+        assert counts["rejected"] == reasons.get(row[0], 0)
+    assert sum(reasons.values()) > 0
 
 
 def test_the_draw_takes_some_of_each_component_and_keeps_to_its_budget(build: Path) -> None:
@@ -181,7 +251,11 @@ def test_hostile_text_stays_text(make_build: MakeBuild) -> None:
     ],
 )
 def test_no_sample_one_sample_and_one_component_work(
-    make_build: MakeBuild, rows: list[tuple[str, str, object]], samples: int
+    make_build: MakeBuild,
+    rows: list[tuple[str, str, object]],
+    samples: int,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = make_build(rows)
     assert validate(str(out), deep=True) == []
@@ -192,6 +266,25 @@ def test_no_sample_one_sample_and_one_component_work(
     assert ("This build holds no samples" in page) == (samples == 0)
     assert ("It holds no samples" in text) == (samples == 0)
     assert (out / ".nv-meta").exists() == (samples > 0)
+    stats([str(out), str(out)], html=tmp_path / "stats.html")
+    said = capsys.readouterr().out
+    assert "side by side" in said
+    assert f"at least {min(samples, 1)} sequences" in said
+    assert (tmp_path / "stats.html").read_text().count('data-item="sample"') == 2 * min(samples, 12)
+    show(str(out), html=tmp_path / "show.html", extract=tmp_path / "files", tokens=True)
+    assert ("trained on:" in capsys.readouterr().out) == (samples > 0)
+    assert (tmp_path / "show.html").read_text().count('data-item="sample"') == min(samples, 3)
+    assert len(list(tmp_path.glob("files/*.json"))) == min(samples, 3)
+    show(str(out), reject=True)
+    assert ("nothing was rejected" in capsys.readouterr().out) == (samples > 0)
+    diff(str(out), str(out))
+    assert capsys.readouterr().out.strip() == "the same"
+    for to in ("hf", "llava", "energon"):
+        export(str(out), to, tmp_path / to)
+        assert f"{samples} samples" in capsys.readouterr().out
+    assert sum(pq.read_metadata(file).num_rows for file in tmp_path.glob("hf/data/*.parquet")) == samples
+    assert len(json.loads((tmp_path / "llava/data.json").read_text())) == samples
+    assert len(list(tmp_path.glob("energon/shards/*.tar.idx"))) == -(-samples // 8)
 
 
 def test_a_card_has_front_matter_mix_and_licences(build: Path) -> None:

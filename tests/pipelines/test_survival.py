@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -41,8 +42,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.new("RGB", (1200 + i, 900), (6 * i, 90, 200)).save(media / f"{i}.jpg")
         turns = [{"from": "human", "value": f"<image>\nWhat is in {i}?"}, {"from": "gpt", "value": "A colour."}]
         rows.append({"id": i, "image": f"coco/{i}.jpg", "conversations": turns})
-    for i in (7, 23):
-        (media / f"{i}.jpg").write_bytes(b"\xff\xd8\xff\xe0 no picture")
+    (media / "7.jpg").write_bytes(b"\xff\xd8\xff\xe0 no picture")
+    (media / "23.jpg").write_bytes((media / "23.jpg").read_bytes()[:-900])
     (folder / "data/llava15/llava_v1_5_mix665k.json").write_text(json.dumps(rows))
     train_tokenizer(["What is in 0 1 2 3 4 5 6 7 8 9?", "A colour."], folder / "tokenizer")
     component = {"source": "llava15", "count": PICTURES - 4}
@@ -66,7 +67,9 @@ def digests(out: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def undisturbed(place: Path, executor: Executor) -> dict[str, Any]:
     build(request(place, place / "undisturbed"), Progress())
-    return digests(place / "undisturbed")
+    found = digests(place / "undisturbed")
+    assert found["rejects.jsonl"].count(b'"thumbnail"') == 1
+    return found
 
 
 class StopsAfter(Progress):
@@ -113,8 +116,9 @@ def test_a_resumed_build_redoes_only_what_is_unfinished_or_not_whole(
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     shard_file(work, no_shard).unlink()
     note_file(work, a_note_of_nothing).write_bytes(b"{}")
-    strays = tmp_path / "out/.manifest.json.99.tmp", tmp_path / "out/.index.parquet.tmp"
-    for stray in (*strays, place / "catalog/llava15/.part.99.tmp"):
+    names = (".manifest.json.99.tmp", ".index.parquet.tmp", "shards/.train-000000.tar.idx.9.tmp", ".nv-meta/.x.tmp")
+    for stray in (*(tmp_path / "out" / name for name in names), place / "catalog/llava15/.part.99.tmp"):
+        stray.parent.mkdir(exist_ok=True)
         stray.write_bytes(b"half")
     counts = Counts()
     build(request(place, tmp_path / "out"), counts)
@@ -218,6 +222,18 @@ def test_ctrl_c_and_sigterm_stop_within_seconds_and_leave_nothing_running(place:
         assert "Traceback" not in printed
         assert all_ended(children)
     assert (tmp_path / "out/.build").is_dir()
+
+
+def test_sigterm_is_heard_before_ray_is_up(place: Path, tmp_path: Path) -> None:
+    process = start(command(place, tmp_path / "out"))
+    status, heard = Path(f"/proc/{process.pid}/status"), 1 << signal.SIGTERM - 1
+    while not int(re.search(r"SigCgt:\s*(\w+)", status.read_text())[1], 16) & heard:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.005)
+    process.terminate()
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, printed
+    assert not (tmp_path / "out/.build/shards").exists()
 
 
 def test_a_build_outlives_raylet_and_can_be_resumed_after_gcs_server_died(

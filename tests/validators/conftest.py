@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
+from itertools import count as count_from
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 IMAGE = "<img><image></img>"
 PER_SHARD = 4
 PER_IMAGE = 144
+SEED = 0
 Json = dict[str, Any]
 
 
@@ -51,6 +53,7 @@ class Plan:
     table: Callable[[pa.Table], pa.Table] = lambda table: table
     manifest: Callable[[Json], None] = lambda manifest: None
     tar_format: int = tarfile.USTAR_FORMAT
+    overlaps: list[Json] | None = None
 
     def entry(self, name: str) -> Entry:
         """The sample whose id starts with a name."""
@@ -116,6 +119,11 @@ class Plan:
         sums = {name: sum(c[name] for c in components.values()) for name in ("images", "tokens", "target_tokens")}
         counts = {Path(shard["file"]).name: shard["samples"] for shard in shards}
         (folder / ".nv-meta/.info.json").write_text(json.dumps({"shard_counts": counts}))
+        run = f"shards/train-{{000000..{len(shards) - 1:06d}}}.tar"
+        (folder / ".nv-meta/split.yaml").write_text(json.dumps({"split_parts": {"train": [run]}, "exclude": []}))
+        if self.overlaps is not None:
+            lines = "".join(json.dumps(line) + "\n" for line in self.overlaps)
+            (folder / "overlaps.jsonl").write_text(lines)
         totals = {"samples": len(rows), **sums, "bytes": sum(shard["bytes"] for shard in shards)}
         tally = {"records": 30, "usable": 28, "rejected": 2}
         return {
@@ -142,16 +150,24 @@ class Plan:
                 **{"file": "rejects.jsonl", "sha256": sha256(folder / "rejects.jsonl")},
                 "rows": len(self.ledger),
             },
+            **self._passed_over(folder),
             "environment": {"started": "2024-10-12T00:00:00Z"},
         }
+
+    def _passed_over(self, folder: Path) -> Json:
+        if self.overlaps is None:
+            return {}
+        file = {"file": "overlaps.jsonl", "sha256": sha256(folder / "overlaps.jsonl"), "rows": len(self.overlaps)}
+        return {"overlaps": file}
 
     def _component(self, name: str, rows: list[Json]) -> Json:
         mine = [row for row in rows if row["component"] == name]
         lost = Counter(line["reason"] for line in self.ledger if line["component"] == name)
         short = sum(line["replaced_by"] is None for line in self.ledger if line["component"] == name)
         kept = len(mine)
+        overlaps = Counter(line["reason"] for line in self.overlaps or () if line["component"] == name)
         return {
-            **{"origin": "llava15", "asked": kept + short, "pool": 20, "filtered": {"language": 8}},
+            **{"origin": "llava15", "asked": kept + short, "pool": 20, "filtered": {"language": 8, **overlaps}},
             **{"drawn": kept + lost.total(), "kept": kept, "rejected": lost.total(), "short": short},
             **{"rejects": dict(lost), "images": sum(row["n_images"] for row in mine)},
             "tokens": sum(row["n_tokens"] for row in mine),
@@ -187,7 +203,7 @@ def fingerprint(recipe: Json) -> str:
 def record(uid: str, component: str, modality: str, turns: list[tuple[str, str]], images: list[Json]) -> Json:
     """A sample's JSON."""
     return {
-        **{"id": f"{uid}:0", "source": "llava15", "component": component, "modality": modality},
+        **{"id": uid, "source": "llava15", "component": component, "modality": modality},
         "conversations": [{"from": role, "value": value} for role, value in turns],
         "images": [
             {"file": f"{i:04d}.jpg", "width": 336, "height": 336, "source_size": [640, 480], **image}
@@ -247,6 +263,22 @@ def sample_records() -> list[Json]:
     ]
 
 
+def md5(text: str) -> str:
+    """Hex digest."""
+    return hashlib.md5(text.encode()).hexdigest()
+
+
+def number(name: str, component: str, *, late: bool, place: float | None = None) -> str:
+    """An id of a record that seed 0 draws early or late, and lays out near a place between 0 and 1."""
+    for i in count_from(0):
+        uid = f"{name}:{i}"
+        drawn_late = md5(f"{SEED}/draw/{component}/{uid}") >= "8"
+        laid = int(md5(f"{SEED}/order/{component}/{uid}/0")[:8], 16) / 16**8
+        if drawn_late == late and (place is None or place <= laid < place + 0.1):
+            return uid
+    raise AssertionError
+
+
 @pytest.fixture(scope="session")
 def toy_tokenizer() -> Tokenizer:
     """A byte-level BPE with the special tokens of Jamba's, and its kind of reserved token."""
@@ -283,12 +315,15 @@ def plan(toy_tokenizer: Tokenizer, pictures: list[bytes]) -> Plan:
     entries = []
     for i, sample in enumerate(deepcopy(sample_records())):
         images = [pictures[j % len(pictures)] for j in range(len(sample["images"]))]
+        component = "replayed" if sample["component"] == "earlier" else sample["component"]
+        sample["id"] = number(sample["id"], component, late=sample["id"] == "video", place=i / 10)
         entries.append(Entry(f"{i * 3:09d}", sample, images))
     entries[-1].index_component = "replayed"
     lost = {"component": "caption", "detail": "no such file"}
+    gone, long = (number(name, "caption", late=False) for name in ("gone", "long"))
     ledger = [
-        {"uid": "gone:0", "reason": "media-missing", "replaced_by": "video:0", **lost},
-        {"uid": "long:0", "reason": "too-long", "replaced_by": None, **lost},
+        {"uid": gone, "reason": "media-missing", "replaced_by": entries[4].record["id"], **lost},
+        {"uid": long, "reason": "too-long", "replaced_by": None, **lost},
     ]
     common = {"on_short": "error", "replay": None, "subimage": None, "source": None}
     components = {
@@ -296,7 +331,7 @@ def plan(toy_tokenizer: Tokenizer, pictures: list[bytes]) -> Plan:
         "tiles": {**common, "count": 2, "subimage": "single_image", "max_tiles": 4},
         "replayed": {**common, "count": "all", "replay": "single_image"},
     }
-    recipe = {"name": "toy", "sequence_length": 2048, "components": components}
+    recipe = {"name": "toy", "seed": SEED, "sequence_length": 2048, "components": components}
     return Plan(entries, ledger, recipe, toy_tokenizer, pictures)
 
 

@@ -37,7 +37,7 @@ def cut(path, keep):
 
 def add(path, data):
     def change(build):
-        (build / path).parent.mkdir(exist_ok=True)
+        (build / path).parent.mkdir(parents=True, exist_ok=True)
         with (build / path).open("ab") as file:
             file.write(data)
 
@@ -82,6 +82,12 @@ def without_end(build):
     (build / SHARD).write_bytes(data + bytes(-len(data) % 512))
 
 
+def interrupt(build):
+    """Leaves what a retry leaves that is killed after the point from which only it can finish the build."""
+    (build / ".build/before").mkdir(parents=True)
+    (build / "manifest.json").rename(build / ".build/before/manifest.json")
+
+
 def edit_ledger(build):
     lines = (build / "rejects.jsonl").read_text().splitlines()
     (build / "rejects.jsonl").write_text(lines[0] + "\n")
@@ -105,7 +111,7 @@ DAMAGES = {
     "the start of an image": (BYTES | {"image-undecodable"}, flip_at(SHARD, JPEG)),
     "a byte of the text": (BYTES | {"token-count"}, flip_at(SHARD, b"What is this")),
     "a byte of the JSON": (BYTES | {"sample-json"}, flip_at(SHARD, b'{"id"')),
-    "a byte of the id": (BYTES | {"index-column"}, flip_at(SHARD, b"single:0")),
+    "a byte of the id": (BYTES | {"index-column"}, flip_at(SHARD, b"single:")),
     "a byte of a header": (
         {"shard-hash", "tar-header", "image-count", "index-offset", "index-sample-hash"},
         flip_at(SHARD, b"000000003.0001.jpg"),
@@ -178,6 +184,19 @@ DAMAGES = {
     "half a side index": ({"energon-index"}, cut(f"{SHARD}.idx", 12)),
     "side counts": ({"energon-index"}, lambda b: (b / ".nv-meta/.info.json").write_text('{"shard_counts": {}}')),
     "side counts that are no JSON": ({"not-run"}, cut(".nv-meta/.info.json", 3)),
+    "a side index gone": ({"energon-index"}, remove(f"{SHARD}.idx")),
+    "side counts of a shard under another name": ({"energon-index"}, flip_at(".nv-meta/.info.json", b"000001")),
+    "a split without the last shard": ({"energon-index"}, flip_at(".nv-meta/split.yaml", b"2}", 3)),
+    "a split with a shard twice": (
+        {"energon-index"},
+        lambda b: (b / ".nv-meta/split.yaml").write_text(
+            "split_parts: {train: ['shards/train-{000000..000002}.tar'], val: [shards/train-000001.tar]}"
+        ),
+    ),
+    "a split of endless shards": ({"energon-index"}, flip_at(".nv-meta/split.yaml", b"2}", 0x0B)),
+    "a split without parts": ({"not-run"}, lambda b: (b / ".nv-meta/split.yaml").write_text("parts: {}")),
+    "an interrupted retry": ({"manifest-missing"}, interrupt),
+    "what a retry keeps": ({"file-stray"}, add(".build/before/manifest.json", b"{}")),
     "no index": ({"index-missing"}, remove("index.parquet")),
     "an index row gone": ({"index-hash", "index-rows", "mixture-count"}, edit_index),
     "half an index": ({"index-hash", "index-unreadable"}, cut("index.parquet", 600)),

@@ -86,7 +86,7 @@ SCORE_TYPES = {
     **{"flags": pa.list_(pa.string()), "question_language": pa.string(), "answer_language": pa.string()},
     **{"repetition": pa.float64(), "max_aspect": pa.float64(), "language_mismatch": pa.bool_()},
     **dict.fromkeys(("n_words", "shortest_answer", "longest_turn", "n_refusals", "n_emails"), pa.int32()),
-    **dict.fromkeys(("n_phones", "n_cards", "min_side", "max_side", "contrast"), pa.int32()),
+    **dict.fromkeys(("n_phones", "n_cards", "min_side", "max_side", "contrast", "width", "height"), pa.int32()),
     **dict.fromkeys(("min_bytes", "max_bytes"), pa.int64()),
 }
 
@@ -108,6 +108,7 @@ def scored(name, **scores):
                 if sizes := [image["source_size"] for image in entry.record["images"]]:
                     row |= {"min_side": min(map(min, sizes)), "max_side": max(map(max, sizes))}
                     row["max_aspect"] = round(max(max(size) / min(size) for size in sizes), 4)
+                    row["width"], row["height"] = max(sizes, key=lambda size: size[0] * size[1])
                 row |= scores if entry is plan.entry(name) else {}
             return pa.Table.from_pylist(rows, schema=with_scores(found).schema)
 
@@ -211,8 +212,11 @@ LIES = {
     "a mode": ({"tar-metadata"}, header(mode=0o600)),
     "GNU headers": ({"tar-format"}, lambda p: setattr(p, "tar_format", tarfile.GNU_FORMAT)),
     "a member of another name": ({"member-name", "member-order"}, odd_member),
-    "keys that do not ascend": ({"key-order"}, lambda p: swap(p, 5, 6, "key")),
-    "a key twice": ({"key-duplicate", "index-rows"}, lambda p: setattr(p.entries[3], "key", p.entries[1].key)),
+    "keys that do not ascend": ({"key-order", "mixture-order"}, lambda p: swap(p, 5, 6, "key")),
+    "a key twice": (
+        {"key-duplicate", "index-rows", "mixture-order"},
+        lambda p: setattr(p.entries[3], "key", p.entries[1].key),
+    ),
     "a key again in the next shard": ({"key-duplicate"}, lambda p: setattr(p.entries[4], "key", p.entries[3].key)),
     # JSON
     "JSON without a field": ({"sample-json"}, without("single", "provenance")),
@@ -270,7 +274,7 @@ LIES = {
     "a tile without a main image": ({"image-role", "sample-modality"}, in_image("single", 0, role="tile", tile=[0, 0])),
     "escapes that are not there": ({"escape-count"}, in_record("escaped", escaped=2)),
     # Index
-    "another id": ({"index-column"}, in_row("single", id="other:0")),
+    "another id": ({"index-column", "mixture-order"}, in_row("single", id="other:0")),
     "another modality in the row": ({"index-column"}, in_row("single", modality="text")),
     "another number of turns": ({"index-column"}, in_row("chat", n_turns=4)),
     "a wrong offset": ({"index-offset"}, in_row("multi", offset=512)),
@@ -322,8 +326,9 @@ LIES = {
     # Mixture
     **{
         f"asked {name}": ({"mixture-conservation"}, in_manifest("components", "caption", name, value=plus(1)))
-        for name in ("asked", "short", "drawn")
+        for name in ("short", "drawn")
     },
+    "asked": ({"mixture-conservation", "mixture-draw"}, in_manifest("components", "caption", "asked", value=plus(1))),
     "kept": (
         {"mixture-conservation", "mixture-count", "mixture-totals"},
         in_manifest("components", "caption", "kept", value=plus(1)),
@@ -373,6 +378,8 @@ LIES = {
     "half of the scores": ({"index-schema"}, table(lambda t: with_scores(t).drop_columns(["n_words"]))),
     "a score of another type": ({"index-schema"}, table(lambda t: with_scores(t, repetition=pa.string()))),
     "another side than the sample's": ({"index-column"}, scored("single", min_side=1, max_side=2, max_aspect=2.0)),
+    "another shape than its largest picture's": ({"index-column"}, scored("multi", height=7)),
+    "a height that cannot be": ({"index-score", "index-column"}, scored("single", height=0)),
     "a drop by nobody's filter": ({"curation-step"}, dropped(max_words=1)),
     "a picture dropped by nobody's filter": ({"curation-step"}, in_ledger(0, reason="min-side")),
     "more pictures dropped than allowed": (
@@ -405,9 +412,17 @@ LIES = {
         in_ledger(0, component="nobody's"),
     ),
     "a reject without its uid": ({"ledger-row", "reject-ledger"}, lambda p: p.ledger[0].pop("uid")),
-    "a reject that was kept": ({"reject-kept"}, in_ledger(0, uid="single:0")),
+    "a thumbnail that is no JPEG": ({"ledger-row", "reject-ledger"}, in_ledger(0, thumbnail="PHNjcmlwdD4=")),
+    "a thumbnail that is no thumbnail": (
+        {"ledger-row", "reject-ledger"},
+        in_ledger(0, thumbnail="/9j/" + 12_000 * "A"),
+    ),
+    "a reject that was kept": ({"reject-kept"}, lambda p: p.ledger[0].update(uid=p.entry("single").record["id"])),
     "a replacement that is not there": ({"reject-replacement"}, in_ledger(0, replaced_by="nobody:0")),
-    "a replacement of another component": ({"reject-replacement"}, in_ledger(0, replaced_by="grid:0")),
+    "a replacement of another component": (
+        {"reject-replacement"},
+        lambda p: p.ledger[0].update(replaced_by=p.entry("grid").record["id"]),
+    ),
 }
 
 

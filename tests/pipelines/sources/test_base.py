@@ -66,6 +66,9 @@ def test_a_record_that_is_no_object_costs_only_itself(ingest):
     assert rejected == Rejected("s/x.json:0", "bad-record", "expected an object, found list")
 
 
+DEEP = b'{"x": ["]}", "\\"]", ' * 100_000 + b"0" + b"]}" * 100_000
+
+
 @given(st.lists(VALUES, max_size=5), st.sampled_from([None, 1, "\t"]), st.booleans())
 def test_an_array_reads_as_json_reads_it(tmp_path_factory, values, indent, ascii_only):
     folder = tmp_path_factory.mktemp("arrays", numbered=True)
@@ -118,7 +121,7 @@ def test_a_file_that_is_no_whole_array_is_named_with_the_remedy(array_of, conten
     assert "download" in str(caught.value)
 
 
-@pytest.mark.parametrize("broken", [b'"\\ud83d"', b'"\xff\xfe"', b"[[1]]", b"1e999", b"NaN"])
+@pytest.mark.parametrize("broken", [b'"\\ud83d"', b'"\xff\xfe"', b"[[1]]", b"1e999", b"NaN", DEEP])
 def test_one_strange_value_costs_only_its_own_record(tmp_path, broken):
     (tmp_path / "x.json").write_bytes(b'[{"id": "a"}, {"id": ' + broken + b'}, {"id": "c"}]')
 
