@@ -4,7 +4,7 @@
 
 Writes a synthetic catalog: conversations of 20 to 200 words from a skewed vocabulary; a third have a picture of their
 own, a third share pictures and ask another question, a third have none. Then plants copies of records: of a twentieth
-the very same, of a twentieth with about one word of thirty changed and, if there is a picture, 8 of its hash's 256 bits.
+the very same, of a twentieth with a word in sixty changed, at least one, and 8 of the 256 bits of its picture's hash.
 As many decoys have the text of another record but another picture. Two processes are measured: one fingerprints the
 texts (a sample of them, by themselves, and beside datasketch if that is installed), one groups the records; pictures'
 hashes are written as if they had been decoded, which `print_media` does and costs what decoding costs.

@@ -3,7 +3,7 @@
 Texts: words in one spelling, hashed; runs of words ("grams") for overlap, and MinHash for the share of common runs.
 Pictures: 256 bits, the signs of low frequencies. All of it is numpy over one text or picture; no figure depends on the
 process, the machine or the order of calls. Written here because the usual libraries bring SciPy or Numba for a page of
-arithmetic and, in pure Python, take 60 times as long over a text (benchmarks/duplicates.py).
+arithmetic; datasketch takes six times as long over a text (benchmarks/duplicates.py).
 """
 
 import hashlib
