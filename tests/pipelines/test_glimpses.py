@@ -25,6 +25,7 @@ from pipelines.materialise import Settings
 from pipelines.opened import OpenBuild
 from pipelines.page import REPORT, report_page
 from pipelines.report import fair_share, rejects
+from pipelines.tools import tool_versions
 from recipes.schema import Recipe
 from validators.run import validate
 
@@ -109,6 +110,7 @@ def task(folder: Path, names: list[str], reason: str) -> GlimpseTask:
     component = {"all": {"source": "llava15", "count": "all"}}
     recipe = {"name": "r", "tokenizer": "t", "components": component, "filters": {"min_side": 30}}
     known: dict[str, Any] = {"recipe": Recipe.model_validate(recipe), "media_roots": {"llava15": str(folder)}}
+    known["tools"] = tool_versions()
     settings = Settings(**{field.name: known.get(field.name, {}) for field in fields(Settings)})
     turns = (Turn("human", "Which?", (0,) * len(names)), Turn("gpt", "None."))
     media = tuple(Media(kind="image", path=name, roots=("",)) for name in names)
