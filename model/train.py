@@ -11,7 +11,9 @@ OUT/final/            config.json, model*.safetensors, tokenizer, builds.json: w
 import fcntl
 import json
 import math
-from collections.abc import Iterator
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -58,6 +60,7 @@ def train(settings: TrainSettings, watch: Watch | None = None) -> Path:
     Raises:
         UsageError: if builds, model and settings do not fit together.
         TrainingError: if the loss is not finite or memory runs out.
+        KeyboardInterrupt: after a SIGTERM, once the step at work is done and a checkpoint written.
     """
     with joined() as world, ExitStack() as held:
         feed, stage = opened(settings, world.rank, world.size)  # 1
@@ -136,26 +139,45 @@ def _learn(run: _Run, made: Prepared, watch: Watch | None) -> None:
         if world.first
         else None
     )
-    for batch in islice(_batches(feed, stage.rounds(world.size), speed), run.last - step):
-        torch.manual_seed(hash((settings.seed, step, world.rank)))
-        rate = stage.rate(step, run.steps)
-        learnt = learner.step(batch, rate)
-        step += 1
-        line = {"step": step, **asdict(learnt), "learning_rate": rate}
-        line |= speed.step(batch, learnt.tokens, learnt.images)
-        if settings.skip_damaged:
-            line["damaged"] = _damaged(batch, world)
-        if log:
-            log.write(line)
-        if log and watch and (step % settings.log_every == 0 or step in (1, run.last)):
-            watch({**line, "steps": run.last, "eta": speed.remaining(run.last - step)})
-        checkpoints.poll()
-        # A run that stops early can be taken up again; one that is through has no use for its optimiser.
-        if step < run.steps and (step % settings.save_every == 0 or step == run.last):
-            checkpoints.save(made.model, made.optimiser, {"step": step, "feed": batch[-1].state})
+    with _sigterm() as asked:
+        for batch in islice(_batches(feed, stage.rounds(world.size), speed), run.last - step):
+            torch.manual_seed(hash((settings.seed, step, world.rank)))
+            rate = stage.rate(step, run.steps)
+            learnt = learner.step(batch, rate)
+            step += 1
+            line = {"step": step, **asdict(learnt), "learning_rate": rate}
+            line |= speed.step(batch, learnt.tokens, learnt.images)
+            if settings.skip_damaged:
+                line["damaged"] = _damaged(batch, world)
+            if log:
+                log.write(line)
+            if log and watch and (step % settings.log_every == 0 or step in (1, run.last)):
+                watch({**line, "steps": run.last, "eta": speed.remaining(run.last - step)})
+            checkpoints.poll()
+            stop = world.most(asked())[0] > 0  # all processes after the same step
+            # A run that stops early can be taken up again; one that is through has no use for its optimiser.
+            if step < run.steps and (stop or step % settings.save_every == 0 or step == run.last):
+                checkpoints.save(made.model, made.optimiser, {"step": step, "feed": batch[-1].state})
+            if stop and step < run.last:
+                checkpoints.wait()
+                raise KeyboardInterrupt
     checkpoints.wait()
     if log:
         log.close()
+
+
+@contextmanager
+def _sigterm() -> Iterator[Callable[[], bool]]:
+    """Tells whether SIGTERM came, which schedulers send some time before they take a machine away."""
+    came = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # as under Ray Train, which has ways of its own
+        yield came.is_set
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: came.set())
+    try:
+        yield came.is_set
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _resumed(checkpoints: Checkpoints, made: Prepared, feed: Feed) -> int:

@@ -185,6 +185,21 @@ def test_a_launch_into_a_run_that_is_at_work_is_refused(settings: TrainSettings,
     assert list((out / "checkpoints").glob("*.partial"))
 
 
+def test_sigterm_leaves_a_checkpoint_of_the_last_step(settings: TrainSettings, tmp_path: Path) -> None:
+    long = replace(settings, out=tmp_path / "run", epochs=50)
+    process = launched(tmp_path, [long], 1)
+    metrics = long.out / "metrics.jsonl"
+    while process.poll() is None and (not metrics.exists() or len(metrics.read_text().splitlines()) < 2):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate()
+    assert process.returncode == -signal.SIGINT, said.decode()
+    steps = len(read_metrics(long.out))
+    assert [path.name for path in (long.out / "checkpoints").iterdir()] == [f"step-{steps:08d}"]
+    train(replace(long, steps=steps + 1))
+    assert [line["step"] for line in read_metrics(long.out)] == [*range(1, steps + 2)]
+
+
 def test_biases_norms_and_the_states_of_mamba_do_not_decay(small: LongLlavaForConditionalGeneration) -> None:
     optimiser = optimiser_of(small, 1e-3, 0.1, 0.95, torch.device("cpu"))
     decay = {id(p): group["weight_decay"] for group in optimiser.param_groups for p in group["params"]}
