@@ -133,6 +133,7 @@ def _add(
         **{"n_images": images, "n_text_tokens": count.text, "n_tokens": count.total},
         **{"n_target_tokens": count.targets, "n_turns": 2, "flags": [], "n_words": len((question + answer).split())},
         **({"min_side": 480, "max_side": 640, "max_aspect": 1.3333, "contrast": 200} if images else {}),
+        **({"width": 640, "height": 480} if images else {}),
     }
 
 
