@@ -139,6 +139,7 @@ def _learn(run: _Run, made: Prepared, watch: Watch | None) -> None:
         if world.first
         else None
     )
+    stop = False
     with _sigterm() as asked:
         for batch in islice(_batches(feed, stage.rounds(world.size), speed), run.last - step):
             torch.manual_seed(hash((settings.seed, step, world.rank)))
@@ -158,12 +159,13 @@ def _learn(run: _Run, made: Prepared, watch: Watch | None) -> None:
             # A run that stops early can be taken up again; one that is through has no use for its optimiser.
             if step < run.steps and (stop or step % settings.save_every == 0 or step == run.last):
                 checkpoints.save(made.model, made.optimiser, {"step": step, "feed": batch[-1].state})
-            if stop and step < run.last:
-                checkpoints.wait()
-                raise KeyboardInterrupt
+            if stop:
+                break
     checkpoints.wait()
     if log:
         log.close()
+    if stop and step < run.last:
+        raise KeyboardInterrupt
 
 
 @contextmanager
