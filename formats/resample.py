@@ -12,7 +12,7 @@ Pictures are uint8 arrays (height, width, 3).
 import ctypes
 import mmap
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from math import ceil
@@ -21,14 +21,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from formats.resample_llvm import VECTORS, assembly
+from formats.resample_llvm import COLUMNS, VECTORS, assembly
 
 Pixels = npt.NDArray[np.uint8]
 
 _BITS = 22  # of a weight, as in Pillow
 _LOW = 11  # bits of a weight's lower part: both parts fit 16 bits, whose products vector units add up in pairs
 _SPARE = 16  # bytes that the loops may read, not use, after the last pixel
-_LEAST_ROWS = 2 * VECTORS - 1
 
 
 def blank(height: int, width: int) -> Pixels:
@@ -60,12 +59,16 @@ def resize_square(pixels: Pixels, size: tuple[int, int], side: int, colour: Sequ
 def _resize(pixels: Pixels, across: "_Plan", down: "_Plan") -> Pixels | None:
     height, width = pixels.shape[:2]
     loops = _loops()
-    if loops is None or height < _LEAST_ROWS or across.pairs > (width + 1) // 2 or down.pairs > (height + 1) // 2:
+    if loops is None or across.pairs > (width + 1) // 2 or down.pairs > (height + 1) // 2:
+        return None
+    vectors = -(-4 * height // loops.lanes)
+    if vectors < VECTORS:
         return None
     columns, rows = len(across.starts), len(down.starts)
-    stride = -(-columns // (2 * VECTORS)) * 16 * VECTORS
-    wide = _aligned(VECTORS, (width + 4) * 8)
-    narrow = _aligned((height + 1) // 2, stride)
+    at_once = VECTORS * loops.lanes
+    stride = -(-4 * columns // at_once) * at_once * 2
+    wide = _aligned(VECTORS, (across.reach + 4) * loops.lanes)
+    narrow = _aligned(vectors * loops.lanes // 8, stride)
     result = np.empty((rows, stride // 8, 4), np.uint8)
     loops.across(
         *(pixels.ctypes.data, height, width, wide.ctypes.data, wide.shape[1], narrow.ctypes.data, stride),
@@ -96,12 +99,14 @@ class _Plan:
     Attributes:
         weights: (results, pairs, 2, 2): for each pair of pixels two upper parts, two lower ones.
         bias: (results, 4): what the padding adds, and a half for rounding.
+        reach: how many pixels `COLUMNS` results side by side are made of, at most.
     """
 
     starts: npt.NDArray[np.int64]
     weights: npt.NDArray[np.int16]
     pairs: int
     bias: npt.NDArray[np.int32]
+    reach: int
 
 
 @lru_cache(maxsize=1024)
@@ -129,7 +134,9 @@ def _plan(length: int, size: int, full: int, scale: int, target: int, colour: tu
     np.put_along_axis(room, shift[:, None] + taps + middle, weights, axis=1)
     window = room[:, middle : middle + 2 * pairs]
     parts = np.stack([window >> _LOW, window & (1 << _LOW) - 1], axis=1).reshape(target, 2, pairs, 2)
-    return _Plan(starts, np.ascontiguousarray(parts.swapaxes(1, 2), np.int16), pairs, bias)
+    last = np.minimum(np.arange(target) + COLUMNS, target) - 1
+    reach = int((starts[last] - starts).max()) + 2 * pairs
+    return _Plan(starts, np.ascontiguousarray(parts.swapaxes(1, 2), np.int16), pairs, bias, reach)
 
 
 def _weights(length: float, target: int, shift: float = 0.0) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
@@ -161,6 +168,7 @@ def _weights(length: float, target: int, shift: float = 0.0) -> tuple[npt.NDArra
 class _Loops:
     across: Callable[..., None]
     down: Callable[..., None]
+    lanes: int
     owner: Any  # of their code's memory
 
 
@@ -175,11 +183,13 @@ def _loops() -> _Loops | None:
         return None
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
+    features = llvm.get_host_cpu_features()
+    lanes = _lanes(features)
     machine = llvm.Target.from_default_triple().create_target_machine(
-        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3
+        cpu=llvm.get_host_cpu_name(), features=features.flatten(), opt=3
     )
     # No passes over the assembly: they would take the pairs of products apart that become one instruction.
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(assembly(bits=_BITS, low=_LOW)), machine)
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(assembly(_BITS, _LOW, lanes)), machine)
     engine.finalize_object()
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     across = (pointer, number, number, pointer, number, pointer, number, number, pointer, pointer, number, pointer)
@@ -187,8 +197,14 @@ def _loops() -> _Loops | None:
     return _Loops(
         ctypes.CFUNCTYPE(None, *across)(engine.get_function_address("across")),
         ctypes.CFUNCTYPE(None, *down)(engine.get_function_address("down")),
+        lanes,
         engine,
     )
+
+
+def _lanes(features: Mapping[str, bool]) -> int:
+    """Sums in a vector, where the machine has such vectors and the instruction that adds up products."""
+    return 16 if features.get("avx512vnni") else 8
 
 
 def available() -> bool:

@@ -63,8 +63,9 @@ def test_weights_add_up_to_one(length, target):
     assert np.abs(weights.sum(1) - (1 << 22)).max() <= weights.shape[1]
 
 
+@pytest.mark.parametrize("lanes", [8, 16])
 @pytest.mark.parametrize("cpu", ["x86-64", "x86-64-v2", "x86-64-v3", "znver3", "emeraldrapids"])
-def test_the_assembly_becomes_code_for_every_kind_of_processor(cpu):
+def test_the_assembly_becomes_code_for_every_kind_of_processor(cpu, lanes):
     import llvmlite.binding as llvm
 
     llvm.initialize_native_target()
@@ -72,28 +73,38 @@ def test_the_assembly_becomes_code_for_every_kind_of_processor(cpu):
     target = llvm.Target.from_default_triple()
     if not target.name.startswith("x86"):
         cpu = ""
-    module = llvm.parse_assembly(assembly(bits=22, low=11))
+    module = llvm.parse_assembly(assembly(bits=22, low=11, lanes=lanes))
     module.verify()
     assert "across" in target.create_target_machine(cpu=cpu, opt=3).emit_assembly(module)
 
 
-def test_a_processor_without_avx_makes_the_same_picture():
-    code = """
+SUM = """
 import sys, hashlib
 import numpy as np, llvmlite.binding as llvm
+features = llvm.get_host_cpu_features()
 if sys.argv[1] == "plain" and llvm.get_process_triple().startswith("x86"):
-    llvm.get_host_cpu_name, llvm.get_host_cpu_features = lambda: "x86-64", llvm.FeatureMap
+    llvm.get_host_cpu_name, features = lambda: "x86-64", llvm.FeatureMap()
+llvm.get_host_cpu_features = lambda: features
 from formats import resample
-pixels = resample.blank(777, 1023)
-pixels[:] = np.random.default_rng(0).integers(0, 256, pixels.shape)
-print(hashlib.sha256(resample.resize_square(pixels, (1023, 777), 336, (122, 116, 104))[..., :3].tobytes()).hexdigest())
+if sys.argv[1] in ("8", "16"):
+    resample._lanes = lambda features: int(sys.argv[1])
+random, sums = np.random.default_rng(0), hashlib.sha256()
+for height, width in ((777, 1023), (61, 2999), (1500, 337), (340, 5000)):
+    pixels = resample.blank(height, width)
+    pixels[:] = random.integers(0, 256, pixels.shape)
+    pixels[random.random((height, width)) < 0.3] = 255
+    square = resample.resize_square(pixels, (width, height), 336, (122, 116, 104))
+    sums.update(square[..., :3].tobytes())
+print(sums.hexdigest())
 """
-    runs = [
-        subprocess.run([sys.executable, "-c", code, cpu], capture_output=True, text=True, check=True).stdout
-        for cpu in ("plain", "this")
-    ]
-    assert len(runs[0]) == 65
-    assert runs[0] == runs[1]
+
+
+def test_processors_with_other_vectors_make_the_same_pictures():
+    machines = ("plain", "8", "16", "this")
+    runs = [subprocess.run([sys.executable, "-c", SUM, name], capture_output=True, text=True) for name in machines]
+    assert [run.stderr for run in runs] == [""] * len(runs)
+    assert len(runs[0].stdout) == 65
+    assert {run.stdout for run in runs} == {runs[0].stdout}
 
 
 def test_without_llvmlite_the_bytes_are_the_same(monkeypatch):
