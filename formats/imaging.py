@@ -382,9 +382,21 @@ def stored(
     *,
     tile: tuple[int, int] | None = None,
     time: float | None = None,
+    shown: tuple[int, int] | None = None,
 ) -> EncodedImage:
-    """A 336×336 picture as a shard stores it."""
-    known = None if tile else contrast(image, source_size)
+    """A 336×336 picture as a shard stores it.
+
+    Args:
+        image: the picture.
+        role: what it is.
+        source_size: (width, height) of what it was made from.
+        settings: how to store it.
+        tile: row and column of a tile.
+        time: of a frame, in seconds.
+        shown: (width, height) before padding; of `source_size`'s shape by default, which pixels that are not square
+            do not have.
+    """
+    known = None if tile else contrast(image, shown or source_size)
     return EncodedImage(encode(image, settings), role, image.width, image.height, source_size, tile, time, known)
 
 

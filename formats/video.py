@@ -97,7 +97,10 @@ def frames(
         # An FFmpeg error's own text names the file, and so would make a ledger depend on where the data lies.
         what = error.strerror if isinstance(error, FFmpegError) else error
         raise Reject("broken-video", f"{type(error).__name__}: {what}") from error
-    return [stored(pad(s.image, SIDE, SIDE), "frame", s.size, images, time=round(float(s.time), 3)) for s in shots]
+    return [
+        stored(pad(s.image, SIDE, SIDE), "frame", s.size, images, time=round(float(s.time), 3), shown=s.image.size)
+        for s in shots
+    ]
 
 
 def _head(source: str | bytes) -> bytes:

@@ -6,6 +6,7 @@
 """
 
 import io
+import struct
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -287,14 +288,41 @@ class _Shrinker:
         image = Image.fromarray(small.to_ndarray())
         if transparent:
             image = on_white(image)
-        size = (frame.width, frame.height)
-        turn = frame.rotation % 360  # counter-clockwise, like Pillow's
-        if turn not in _TURNS:
-            return image, size
-        return image.transpose(_TURNS[turn]), size if turn == 180 else size[::-1]
+        return _upright(image, (frame.width, frame.height), frame.side_data.get("DISPLAYMATRIX"))
 
 
-_TURNS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
+def _upright(image: Image.Image, size: tuple[int, int], matrix: Any) -> tuple[Image.Image, tuple[int, int]]:
+    """A frame and its size as they are to be shown: turned, mirrored or both (ISO/IEC 14496-12, track header).
+
+    Args:
+        image: the frame as it is stored.
+        size: of it before it was scaled.
+        matrix: FFmpeg's nine numbers (a b u, c d v, x y w): a point is shown at (a·x + c·y, b·x + d·y), shifted. None
+            if the file has none. What it turns by less than a quarter is left as it is stored.
+    """
+    if matrix is None:
+        return image, size
+    a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix))
+    along, cross = max(abs(a), abs(d)), max(abs(b), abs(c))
+    if min(along, cross) * _SLANT > max(along, cross):
+        return image, size
+    turned = cross > along
+    how = _TURNS[turned, (c if turned else a) < 0, (b if turned else d) < 0]
+    return image if how is None else image.transpose(how), size[::-1] if turned else size
+
+
+_SLANT = 50  # times as much along one axis as along the other: about one degree
+_TURNS = {
+    (False, False, False): None,
+    (False, True, False): Image.Transpose.FLIP_LEFT_RIGHT,
+    (False, False, True): Image.Transpose.FLIP_TOP_BOTTOM,
+    (False, True, True): Image.Transpose.ROTATE_180,
+    (True, False, False): Image.Transpose.TRANSPOSE,
+    (True, True, False): Image.Transpose.ROTATE_270,
+    (True, False, True): Image.Transpose.ROTATE_90,
+    (True, True, True): Image.Transpose.TRANSVERSE,
+}
+"""By whether rows become columns, and what then runs backwards across and down: Pillow turns counter-clockwise."""
 
 
 def within_side(width: Fraction, height: Fraction) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 import importlib.util
 import io
+import struct
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -213,6 +214,60 @@ def test_turned_videos_come_out_upright(shared, name):
     inside = Image.open(io.BytesIO(turned.jpeg)).crop((74, 0, 262, 336)).convert("L").resize((12, 21))
     theirs = expected.convert("L").resize((12, 21))
     assert sum(abs(a - b) for a, b in zip(inside.tobytes(), theirs.tobytes(), strict=True)) / 252 < 12
+
+
+QUARTERS = Image.new("RGB", (320, 320))
+for place, colour in (((0, 0), "red"), ((160, 0), "lime"), ((0, 160), "blue"), ((160, 160), "white")):
+    QUARTERS.paste(colour, (*place, place[0] + 160, place[1] + 160))
+
+
+def _quarters(image):
+    """The colours of a picture's corners: upper left, upper right, lower left, lower right."""
+    names = {(255, 0, 0): "r", (0, 255, 0): "l", (0, 0, 255): "b", (255, 255, 255): "w"}
+    corners = [image.getpixel(at) for at in ((60, 60), (276, 60), (60, 276), (276, 276))]
+    near = [min(names, key=lambda name: sum((a - b) ** 2 for a, b in zip(name, one, strict=True))) for one in corners]
+    return "".join(names[one] for one in near)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "shown"),
+    [
+        ((1, 0, 0, 1), "rlbw"),
+        ((-1, 0, 0, 1), "lrwb"),
+        ((1, 0, 0, -1), "bwrl"),
+        ((-1, 0, 0, -1), "wblr"),
+        ((0, 1, -1, 0), "brwl"),
+        ((0, -1, 1, 0), "lwrb"),
+        ((0, 1, 1, 0), "rblw"),
+        ((0, -1, -1, 0), "wlbr"),
+        ((0.7, 0.7, -0.7, 0.7), "rlbw"),
+    ],
+)
+def test_turned_and_mirrored_videos_are_shown_as_their_matrix_says(tmp_path, matrix, shown):
+    out = io.BytesIO()
+    with av.open(out, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=1)
+        stream.width, stream.height, stream.pix_fmt = 320, 320, "yuv420p"
+        container.mux([*stream.encode(av.VideoFrame.from_image(QUARTERS)), *stream.encode()])
+    a, b, c, d = (round(part * 65536) for part in matrix)
+    before, after = (
+        struct.pack(">9i", *m, 1 << 30) for m in ((65536, 0, 0, 0, 65536, 0, 0, 0), (a, b, 0, c, d, 0, 0, 0))
+    )
+    header = out.getvalue().index(b"tkhd")
+    data = out.getvalue()[:header] + out.getvalue()[header:].replace(before, after, 1)
+    (frame,) = frames(data, ONE_A_SECOND, IMAGES)
+    assert _quarters(Image.open(io.BytesIO(frame.jpeg))) == shown
+
+
+@pytest.mark.parametrize("aspect", [Fraction(1), Fraction(64, 45), Fraction(3), Fraction(1, 2)])
+def test_the_padding_of_pixels_that_are_not_square_is_no_contrast(tmp_path, aspect):
+    with av.open(str(tmp_path / "black.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=1)
+        stream.width, stream.height, stream.pix_fmt = 720, 576, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = aspect
+        container.mux([*stream.encode(av.VideoFrame.from_image(Image.new("RGB", (720, 576)))), *stream.encode()])
+    (frame,) = frames(str(tmp_path / "black.mp4"), ONE_A_SECOND, IMAGES)
+    assert frame.contrast <= 2
 
 
 # Other things that are called videos
