@@ -34,7 +34,7 @@ def causal_conv(
         if reach is not None:
             seen = seen * (reach >= j)[..., None]
         y = torch.addcmul(y, seen, taps[:, past - j])
-    last = inputs[:, length:]
+    last = inputs[:, length:].clone()  # a view would keep all inputs for as long as the state lives
     if reach is not None:
         age = torch.arange(past, 0, -1, device=x.device)  # of each input kept, seen from the next position
         last = last * (reach[:, -1:] >= age - 1)[..., None]

@@ -60,3 +60,14 @@ def test_two_calls_with_the_state_handed_over_equal_one(
     y2, end = causal_conv(x[:, cut:], weight, bias, resets=resets[:, cut:], state=middle)
     torch.testing.assert_close(torch.cat([y1, y2], 1), whole)
     torch.testing.assert_close(end, last)
+
+
+@pytest.mark.parametrize("length", [1, 12])
+@pytest.mark.parametrize("apart", [False, True])
+def test_what_is_handed_on_keeps_no_more_than_itself(
+    inputs: tuple[Tensor, Tensor, Tensor], length: int, apart: bool
+) -> None:
+    x, weight, bias = inputs
+    resets = torch.zeros(2, length, dtype=torch.bool) if apart else None
+    _, last = causal_conv(x[:, :length], weight, bias, resets=resets)
+    assert last.untyped_storage().nbytes() == last.numel() * last.element_size()
