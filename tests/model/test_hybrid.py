@@ -64,3 +64,24 @@ def test_the_backward_pass_of_packed_attention_moves_no_more_for_more_samples(at
         return sum(size for _, size, _ in calls.seen)
 
     assert made(tuple(range(0, 257, 8))) < 1.5 * made((0, 128, 256))
+
+
+def test_images_are_put_between_words_by_rows_and_both_get_their_gradients(
+    small: LongLlavaForConditionalGeneration,
+) -> None:
+    image = small.config.image_token_id
+    ids = torch.tensor([[5, image, image, 6], [image, 7, 5, image]])
+    features = torch.randn(4, 32, requires_grad=True)
+    with Calls() as calls:
+        embeds = small.model.embed(ids, features)
+    words = small.get_input_embeddings().weight
+    expected = torch.stack([words[5], *features[:2], words[6], features[2], words[7], words[5], features[3]])
+    assert torch.equal(embeds.flatten(0, 1), expected)
+    wanted = torch.randn_like(embeds)
+    found = torch.autograd.grad((embeds * wanted).sum(), (features, words))
+    for one, other in zip(
+        found, torch.autograd.grad((expected * wanted.flatten(0, 1)).sum(), (features, words)), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+    masks = [name for name, *_ in calls.seen if "masked_scatter" in name]
+    assert not masks, "which counts all elements on GPUs, in 64 bits"
