@@ -133,7 +133,8 @@ class MambaMixer(nn.Module):
         state = MambaState() if cache is None else cache.mamba(self.index)
         u, gate = self.in_proj(x).chunk(2, dim=-1)
         kernel = self.conv1d.weight.squeeze(1)
-        u, state.conv = causal_conv(u, kernel, self.conv1d.bias, resets=resets, state=state.conv)
+        starts = None if packing is None else packing.starts
+        u, state.conv = causal_conv(u, kernel, self.conv1d.bias, starts=starts, state=state.conv)
         u = F.silu(u)
         step, B, C = self.x_proj(u).split(self.parts, dim=-1)
         step = F.linear(self.dt_layernorm(step), self.dt_proj.weight).float()
