@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers.models.jamba.modeling_jamba import JambaRMSNorm
 
-from model.hybrid import Attention
+from model.hybrid import Attention, RMSNorm
 from model.longllava import LongLlavaForConditionalGeneration
 from model.packing import Packing
 
@@ -64,6 +65,16 @@ def test_the_backward_pass_of_packed_attention_moves_no_more_for_more_samples(at
         return sum(size for _, size, _ in calls.seen)
 
     assert made(tuple(range(0, 257, 8))) < 1.5 * made((0, 128, 256))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_norm_rounds_as_transformers_does(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    ours, theirs = RMSNorm(512, 1e-6).to(dtype), JambaRMSNorm(512, 1e-6).to(dtype)
+    weight = torch.rand(512).to(dtype) + 0.5
+    ours.weight.data, theirs.weight.data = weight, weight
+    x = (torch.randn(64, 512) * torch.logspace(-3, 3, 64)[:, None]).to(dtype)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=0)
 
 
 def test_images_are_put_between_words_by_rows_and_both_get_their_gradients(
