@@ -269,10 +269,6 @@ def _counts(chosen: Tensor, experts: int) -> Tensor:
     return flat.new_zeros(experts).scatter_add_(0, flat, torch.ones_like(flat))
 
 
-Matrices = tuple[Tensor, Tensor]
-"""One expert's gate and up projections, [2 · intermediate, hidden], and its down projection."""
-
-
 class Experts(nn.Module):
     """SwiGLU experts in two fused parameters, as transformers has them in memory."""
 
@@ -292,21 +288,22 @@ class Experts(nn.Module):
         order = chosen.flatten().argsort(stable=True)
         counts = _counts(chosen, self.count).tolist()
         groups = tokens[order // chosen.shape[1]].split(counts)
-        matrices = self.matrices()
-        results = [_swiglu(group, *matrices(i)) for i, group in enumerate(groups) if len(group)]
+        swiglu = self.swiglu()
+        results = [swiglu(i, group) for i, group in enumerate(groups) if len(group)]
         mixed = torch.cat(results)[order.argsort()].view(*chosen.shape, -1)
         return (mixed * weights[..., None]).sum(1)
 
-    def matrices(self) -> Callable[[int], Matrices]:
-        """Gives an expert's matrices by its number.
+    def swiglu(self) -> Callable[[int, Tensor], Tensor]:
+        """Runs an expert, by its number, on its tokens.
 
         `unbind`, because each index would have a full-size gradient; `view`, because training holds both parameters
         as one matrix of all experts' rows (`model.sharding`).
         """
         gate_up, down = (x.view(self.count, -1, x.shape[-1]).unbind() for x in (self.gate_up_proj, self.down_proj))
-        return lambda expert: (gate_up[expert], down[expert])
+        return lambda expert, x: F.linear(gated(F.linear(x, gate_up[expert])), down[expert])
 
 
-def _swiglu(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    gate, up = F.linear(x, gate_up).chunk(2, dim=-1)
-    return F.linear(F.silu(gate) * up, down)
+def gated(gate_up: Tensor) -> Tensor:
+    """SwiGLU's product of [tokens, 2 · intermediate], gates first."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up
