@@ -165,15 +165,17 @@ def measured(
     device = model.lm_head.weight.device
     shape = Shape.of(json.loads(model.config.to_json_string(use_diff=False)))
     length = images * (shape.image_tokens + TEXT_PER_IMAGE) or tokens
-    plan = plan_memory(
-        shape, memory, weights, chunk=min(settings.prefill_chunk, length), images_at_once=settings.images_at_once
-    )
+    chunk, at_once = min(settings.prefill_chunk, length), min(settings.images_at_once, images)
+    plan = plan_memory(shape, memory, weights, chunk=chunk, images_at_once=at_once)
     row: dict[str, Any] = {"images": images, "image_tokens": shape.image_tokens if images else 0, "tokens": length}
     row["planned_bytes"] = plan.fixed - plan.reserve + plan.kv_per_token * (length + settings.max_new_tokens)
     reset_peak(device)
     found, failure = tried(lambda: run(model, images, tokens, settings))
     row |= {"out_of_memory": failure} if found is None else found
-    return row | {"peak_bytes": peak(device) - before}
+    row["peak_bytes"] = peak(device) - before
+    if device.type == "cuda":
+        row["reserved_bytes"] = torch.cuda.max_memory_reserved(device)  # which the cap is for
+    return row
 
 
 def tried(work: Callable[[], T]) -> tuple[T | None, str | None]:

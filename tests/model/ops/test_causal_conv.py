@@ -108,3 +108,9 @@ def test_time_is_last_in_memory_and_the_scan_need_not_copy(inputs: tuple[Tensor,
     for starts in (None, ((0, 5), (0,))):
         y, _ = causal_conv(*inputs, starts=starts)
         assert y.transpose(1, 2).is_contiguous()
+
+
+def test_packed_rows_are_convolved_without_reading_anything_off_the_device() -> None:
+    x, weight = torch.empty(2, 12, 3, device="meta"), torch.empty(3, 4, device="meta")
+    y, _ = causal_conv(x, weight, None, starts=((0, 5), (0, 11)))
+    assert y.shape == x.shape
