@@ -84,6 +84,8 @@ def parsed() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.write < 2:
         parser.error("--write: one token comes with the prompt, a second one is needed to tell a speed")
+    if arguments.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error("--device: there is no GPU here; --model tiny --device cpu shows that the script works")
     return arguments
 
 
