@@ -278,15 +278,35 @@ def plan_memory_table(result: Mapping[str, Any], console: Console) -> None:
     }
     for name, size in rows.items():
         table.add_row(name, f"{size / gib:.2f}")
-    table.add_row("all", f"{plan['gpu'] / gib:.2f}", style="bold")
+    if plan["fixed"] > plan["gpu"]:
+        table.add_row("needed", f"{plan['fixed'] / gib:.2f}", style="bold")
+        table.add_row("the GPU has", f"{plan['gpu'] / gib:.2f}", style="bold")
+    else:
+        table.add_row("all", f"{plan['gpu'] / gib:.2f}", style="bold")
     console.print(table)
-    each = plan["tokens_per_image"]
-    console.print(f"{plan['images']:,} images of {each} tokens fit into memory", highlight=False)
+    fit = f"{plan['images']:,} images of {plan['tokens_per_image']} tokens fit into memory"
+    console.print(_too_small(result) if result["instead"] else fit, highlight=False)
     console.print(f"{plan['images_in_context']:,} fit into the base model's context", highlight=False)
     cost = Table("images", "paper's counting", "exact", title="operations of reading them", title_justify="left")
     for images, flops in result["flops"].items():
         cost.add_row(images, f"{flops['paper'] / 1e15:.4f} P", f"{flops['exact'] / 1e15:.4f} P")
     console.print(cost)
+
+
+def _too_small(result: Mapping[str, Any]) -> str:
+    """Why not one image fits, and what would hold some."""
+    plan, gib = result["memory"], 1 << 30
+    weights, has = sum(plan["weights"].values()) / gib, plan["gpu"] / gib
+    if weights > has:
+        why = f"the weights alone, {weights:.2f} GiB in {result['weights']}, are more than the GPU's {has:.2f} GiB"
+    elif plan["fixed"] > plan["gpu"]:
+        why = f"the weights leave {has - weights:.2f} GiB, too little to read a chunk in"
+    else:
+        why = f"there is room for {plan['tokens']:,} tokens, too few for an image, a question and an answer"
+    weights, gpu = result["instead"]["weights"], result["instead"]["gpu"]
+    ways = ([f"--weights {weights} here"] if weights else []) + ([f"a GPU of {gpu} with these"] if gpu else [])
+    advice = f"what fits: {' or '.join(ways)}" if ways else "no GPU that is sold holds it"
+    return f"no image fits: {why}\n{advice}" + ("" if weights else "; no --weights is small enough here")
 
 
 def packing_table(summary: Mapping[str, Any]) -> Table:

@@ -199,9 +199,14 @@ class Plan:
     tokens_per_image: int
     images_in_context: int
 
+    @property
+    def fixed(self) -> int:
+        """Bytes that are needed before the first token is kept; if they are more than the GPU's, nothing fits."""
+        return sum(self.weights.values()) + self.reserve + self.state + self.chunk + self.images_at_once
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return asdict(self)
+        return asdict(self) | {"fixed": self.fixed}
 
 
 def plan_memory(
@@ -248,6 +253,22 @@ def plan_memory(
         tokens_per_image=each,
         images_in_context=(shape.context - answer) // each,
     )
+
+
+_GPUS = (16, 24, 32, 40, 48, 80, 96, 141, 192)
+"""Sizes that GPUs are sold in, in GB."""
+
+
+def instead(shape: Shape, gpu: int, weights: Weights, chunk: int) -> dict[str, str | None]:
+    """What would hold at least one image, where a GPU with these weights does not.
+
+    Returns:
+        "weights": the widest precision that fits into that GPU; "gpu": the smallest size sold that holds these weights;
+        each None if there is none.
+    """
+    lighter = (kind for kind in get_args(Weights) if plan_memory(shape, gpu, kind, chunk=chunk).images)
+    larger = (f"{size}GB" for size in _GPUS if plan_memory(shape, size * 10**9, weights, chunk=chunk).images)
+    return {"weights": next(lighter, None), "gpu": next(larger, None)}
 
 
 def weight_bytes(shape: Shape, weights: Weights) -> dict[str, int]:
@@ -321,12 +342,14 @@ def report(model: str, gpu: str, weights: str, chunk: int = 8192) -> dict[str, A
     if weights not in get_args(Weights):
         raise UsageError(f"--weights {weights}: one of {', '.join(get_args(Weights))}")
     shape = Shape.named(model)
-    plan = plan_memory(shape, parse_size(gpu), cast(Weights, weights), chunk=chunk)
+    kind = cast(Weights, weights)
+    plan = plan_memory(shape, parse_size(gpu), kind, chunk=chunk)
     counts = sorted({1, 54, 128, 1000, plan.images} - {0})
     return {
         "model": model,
         "weights": weights,
         "memory": plan.as_dict(),
+        "instead": None if plan.images else instead(shape, plan.gpu, kind, chunk),
         "flops": {
             str(n): {"paper": paper_flops(shape, n), "exact": exact_flops(shape, n * shape.image_tokens, n).total}
             for n in counts

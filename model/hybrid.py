@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 from transformers import JambaConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -92,7 +93,11 @@ class HybridLayer(GradientCheckpointingLayer):
 
 
 class RMSNorm(nn.Module):
-    """Division by the root mean square, in float32, and a weight."""
+    """Division by the root mean square, in float32, and a weight.
+
+    The quotient is rounded to the type of x before it is multiplied, as transformers does; the weight is not handed to
+    `rms_norm`, which would round once, after it, and give one in four bfloat16 numbers another last bit.
+    """
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -101,9 +106,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalises the last axis."""
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * wide.to(x.dtype)
+        return self.weight * F.rms_norm(x, self.weight.shape, eps=self.eps)
 
 
 class MambaMixer(nn.Module):
@@ -132,7 +135,8 @@ class MambaMixer(nn.Module):
         state = MambaState() if cache is None else cache.mamba(self.index)
         u, gate = self.in_proj(x).chunk(2, dim=-1)
         kernel = self.conv1d.weight.squeeze(1)
-        u, state.conv = causal_conv(u, kernel, self.conv1d.bias, resets=resets, state=state.conv)
+        starts = None if packing is None else packing.starts
+        u, state.conv = causal_conv(u, kernel, self.conv1d.bias, starts=starts, state=state.conv)
         u = F.silu(u)
         step, B, C = self.x_proj(u).split(self.parts, dim=-1)
         step = F.linear(self.dt_layernorm(step), self.dt_proj.weight).float()
@@ -149,6 +153,11 @@ class MambaMixer(nn.Module):
         )
         out: Tensor = self.out_proj(y * F.silu(gate))
         return out
+
+
+_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""All but cuDNN's, which PyTorch prefers on Hopper and which plans anew, for 20 to 40 ms, at each new pair of lengths:
+each written token and each packed sample has lengths of its own."""
 
 
 class Attention(nn.Module):
@@ -171,13 +180,14 @@ class Attention(nn.Module):
         )
         if cache is not None:
             key, value = cache.extend(self.index, key, value)
-        if packing is not None:
-            mixed = _apart(query, key, value, packing)
-        elif key.shape[2] == query.shape[2]:
-            mixed = _attend(query, key, value, is_causal=True)
-        else:  # the last of all queries see all keys; for one query there is nothing to hide
-            hide = causal_lower_right(query.shape[2], key.shape[2]) if query.shape[2] > 1 else None
-            mixed = _attend(query, key, value, attn_mask=hide)
+        with sdpa_kernel(_KERNELS):
+            if packing is not None:
+                mixed = _apart(query, key, value, packing)
+            elif key.shape[2] == query.shape[2]:
+                mixed = _attend(query, key, value, is_causal=True)
+            else:  # the last of all queries see all keys; for one query there is nothing to hide
+                hide = causal_lower_right(query.shape[2], key.shape[2]) if query.shape[2] > 1 else None
+                mixed = _attend(query, key, value, attn_mask=hide)
         out: Tensor = self.o_proj(mixed.transpose(1, 2).flatten(2))
         return out
 
@@ -198,12 +208,10 @@ def _apart(query: Tensor, key: Tensor, value: Tensor, packing: Packing) -> Tenso
     """Causal attention within each sample: exact, and cheaper than masking the square of the packed length."""
     rows = []
     for row, bounds in enumerate(packing.bounds):
-        samples = [
-            _attend(q, k, v, is_causal=True)
-            for start, end in pairwise(bounds)
-            for q, k, v in [[x[row : row + 1, :, start:end] for x in (query, key, value)]]
-        ]
-        rows.append(torch.cat(samples, dim=2))
+        lengths = [end - start for start, end in pairwise(bounds)]
+        # `split`, because each slice would have a full-size gradient
+        parts = zip(*(x[row : row + 1].split(lengths, dim=2) for x in (query, key, value)), strict=True)
+        rows.append(torch.cat([_attend(q, k, v, is_causal=True) for q, k, v in parts], dim=2))
     return torch.cat(rows)
 
 
@@ -251,12 +259,14 @@ def load_balance(probabilities: Tensor, chosen: Tensor) -> Tensor:
         scalar: k if all experts are used alike, up to E if always the same ones are.
     """
     experts = probabilities.shape[1]
-    load = chosen.flatten().bincount(minlength=experts) / len(chosen)
+    load = _counts(chosen, experts) / len(chosen)
     return experts * (load * probabilities.mean(0)).sum()
 
 
-Matrices = tuple[Tensor, Tensor]
-"""One expert's gate and up projections, [2 · intermediate, hidden], and its down projection."""
+def _counts(chosen: Tensor, experts: int) -> Tensor:
+    """How many tokens each expert gets: int64 [experts]; unlike bincount's, known without waiting for the GPU."""
+    flat = chosen.flatten()
+    return flat.new_zeros(experts).scatter_add_(0, flat, torch.ones_like(flat))
 
 
 class Experts(nn.Module):
@@ -276,23 +286,24 @@ class Experts(nn.Module):
             chosen, weights: [tokens, k], each token's experts and their weights.
         """
         order = chosen.flatten().argsort(stable=True)
-        counts = chosen.flatten().bincount(minlength=self.count).tolist()
+        counts = _counts(chosen, self.count).tolist()
         groups = tokens[order // chosen.shape[1]].split(counts)
-        matrices = self.matrices()
-        results = [_swiglu(group, *matrices(i)) for i, group in enumerate(groups) if len(group)]
+        swiglu = self.swiglu()
+        results = [swiglu(i, group) for i, group in enumerate(groups) if len(group)]
         mixed = torch.cat(results)[order.argsort()].view(*chosen.shape, -1)
         return (mixed * weights[..., None]).sum(1)
 
-    def matrices(self) -> Callable[[int], Matrices]:
-        """Gives an expert's matrices by its number.
+    def swiglu(self) -> Callable[[int, Tensor], Tensor]:
+        """Runs an expert, by its number, on its tokens.
 
         `unbind`, because each index would have a full-size gradient; `view`, because training holds both parameters
         as one matrix of all experts' rows (`model.sharding`).
         """
         gate_up, down = (x.view(self.count, -1, x.shape[-1]).unbind() for x in (self.gate_up_proj, self.down_proj))
-        return lambda expert: (gate_up[expert], down[expert])
+        return lambda expert, x: F.linear(gated(F.linear(x, gate_up[expert])), down[expert])
 
 
-def _swiglu(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    gate, up = F.linear(x, gate_up).chunk(2, dim=-1)
-    return F.linear(F.silu(gate) * up, down)
+def gated(gate_up: Tensor) -> Tensor:
+    """SwiGLU's product of [tokens, 2 · intermediate], gates first."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up

@@ -76,7 +76,7 @@ class Learner:
         inputs = [_Input.of(sequence, self.isolate, self.world.device) for sequence in sequences]
         counts = self.world.sum(torch.tensor([[i.targets, i.tokens] for i in inputs], dtype=torch.float64).sum(0))
         targets, tokens = counts.clamp(min=1).tolist()
-        tally = _Tally(len(self.blend.sources))
+        tally = _Tally(len(self.blend.sources), self.world.device)
         seen: list[tuple[_Input, Tensor, Tensor]] = []
         self.optimiser.zero_grad(set_to_none=True)
         for one in inputs:
@@ -158,29 +158,29 @@ class _Input:
 class _Tally:
     """Adds up what metrics need, in float64 and on the device: nothing waits for it."""
 
-    def __init__(self, sources: int) -> None:
-        self._losses: Tensor | None = None
-        self._sources = sources
-        self._numbers = torch.zeros(6, dtype=torch.float64)
+    def __init__(self, sources: int, device: torch.device) -> None:
+        self._losses = torch.zeros(2, sources, dtype=torch.float64, device=device)
+        self._balance = torch.zeros(1, dtype=torch.float64, device=device)
+        self._numbers = torch.zeros(5, dtype=torch.float64)
 
     def add(self, one: _Input, out: Any) -> None:
         sources = one.sequence.token_sources[out.token_positions]
-        losses = torch.zeros(2, self._sources, dtype=torch.float64, device=sources.device)
-        losses[0].index_add_(0, sources, out.token_losses.detach().double())
-        losses[1] = sources.bincount(minlength=self._sources)
-        self._losses = losses if self._losses is None else self._losses + losses
-        balance = 0.0 if out.balance is None else float(out.balance.detach()) * one.tokens
+        losses = out.token_losses.detach().double()
+        self._losses[0].index_add_(0, sources, losses)
+        self._losses[1].index_add_(0, sources, torch.ones_like(losses))  # bincount would wait for the GPU
+        if out.balance is not None:
+            self._balance += out.balance.detach().double() * one.tokens
         rows, images = len(one.sequence.rows), len(one.sequence.images)
         full = not one.sequence.filler
         self._numbers += torch.tensor(
-            [balance, float(out.balance is not None), one.tokens, images, rows * full, full], dtype=torch.float64
+            [out.balance is not None, one.tokens, images, rows * full, full], dtype=torch.float64
         )
 
     def learnt(self, world: World, names: Sequence[str], norm: float) -> Learnt:
-        assert self._losses is not None
-        together = world.sum(torch.cat([self._losses.flatten().cpu(), self._numbers]))
-        sums, counts = together[: -len(self._numbers)].view(2, -1)
-        balance, balanced, tokens, images, samples, sequences = together[-len(self._numbers) :].tolist()
+        found = torch.cat([self._losses.flatten(), self._balance]).cpu()
+        together = world.sum(torch.cat([found, self._numbers]))
+        sums, counts = together[: self._losses.numel()].view(2, -1)
+        balance, balanced, tokens, images, samples, sequences = together[self._losses.numel() :].tolist()
         by_source = {name: float(s / c) for name, s, c in zip(names, sums, counts, strict=True) if c}
         return Learnt(
             loss=float(sums.sum() / counts.sum().clamp(min=1)),

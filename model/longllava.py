@@ -98,16 +98,17 @@ class LongLlavaModel(nn.Module):
         """
         is_image = input_ids == self.config.image_token_id
         embeds: Tensor = self.language_model.embed_tokens(input_ids.masked_fill(is_image, 0))
-        places, given = int(is_image.sum()), 0 if features is None else len(features)
-        if places != given:
+        places = is_image.flatten().nonzero().squeeze(1)
+        given = 0 if features is None else len(features)
+        if len(places) != given:
             each = self.config.image_seq_length
             raise ValueError(
-                f"input_ids has {places} image positions ({places / each:g} images of {each} tokens), but"
+                f"input_ids has {len(places)} image positions ({len(places) / each:g} images of {each} tokens), but"
                 f" {given / each:g} images are given; whoever made the inputs counted images another way"
             )
         if features is None:
             return embeds
-        return embeds.masked_scatter(is_image[..., None], features.to(embeds.dtype))
+        return embeds.flatten(0, 1).index_copy(0, places, features.to(embeds.dtype)).view_as(embeds)
 
 
 class LongLlavaForConditionalGeneration(PreTrainedModel):

@@ -20,6 +20,11 @@ class Packing:
     bounds: tuple[tuple[int, ...], ...]
     resets: Tensor
 
+    @property
+    def starts(self) -> tuple[tuple[int, ...], ...]:
+        """Where samples start in each row, the first at 0."""
+        return tuple(row[:-1] for row in self.bounds)
+
     @classmethod
     def of(
         cls, *rows: Sequence[int], isolate: bool = True, device: torch.device | str | None = None

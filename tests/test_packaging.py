@@ -1,6 +1,8 @@
 """The packages have short names that others use too: they must all come from this project."""
 
 import importlib
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -18,3 +20,11 @@ def test_a_package_is_its_docstring(name: str) -> None:
     module = importlib.import_module(name)
     assert module.__doc__
     assert Path(str(module.__file__)).read_text().count('"""') == 2
+
+
+def test_the_gpu_extra_is_what_the_scans_ask_for() -> None:
+    root = Path(__file__).parents[1]
+    extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = {re.split(r"[^\w-]", package)[0].replace("-", "_") for package in extras["gpu"]}
+    asked = set(re.findall(r'_require\("(\w+)"', (root / "model/ops/selective_scan.py").read_text()))
+    assert named == asked | {"longllava"}

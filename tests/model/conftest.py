@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from formats.tokens import ChatTokenizer
 from model.config import LongLlavaConfig, named_config
@@ -42,6 +45,25 @@ def spread(model: LongLlavaForConditionalGeneration) -> None:
         for name, parameter in model.named_parameters():
             if "layernorm" not in name and "A_log" not in name:
                 parameter.normal_(std=0.3 if parameter.ndim > 1 else 0.1)
+
+
+class Calls(TorchDispatchMode):
+    """Every operation's name, the bytes of what it gives, and whether attention might then have taken cuDNN."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, int, bool]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        made = sum(t.numel() * t.element_size() for t in tree_leaves(result) if isinstance(t, Tensor))
+        self.seen.append((func.__name__, made, torch.backends.cuda.cudnn_sdp_enabled()))
+        return result
+
+
+@pytest.fixture(scope="session")
+def watched() -> type[Calls]:
+    return Calls
 
 
 class Parity:

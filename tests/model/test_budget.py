@@ -1,4 +1,6 @@
 import json
+import re
+from typing import cast
 
 import pytest
 import torch
@@ -6,7 +8,7 @@ from typer.testing import CliRunner
 
 from formats.errors import UsageError
 from longllava.cli import app
-from model.budget import Shape, parameters, parse_size, plan_memory, weight_bytes
+from model.budget import Shape, Weights, instead, parameters, parse_size, plan_memory, weight_bytes
 from model.config import named_config
 from model.flops import exact_flops, paper_flops
 from model.longllava import LongLlavaForConditionalGeneration
@@ -44,7 +46,7 @@ def test_exact_operations_are_what_torch_counts(small: LongLlavaForConditionalGe
     with torch.no_grad(), counter:
         small(ids, pixels, logits_to_keep=1)
     products = sum(n for op, n in counter.get_flop_counts()["Global"].items() if "bmm" not in str(op))
-    recurrences = shape.mamba * 40 * shape.channels * (9 * shape.state + 2 * shape.taps)
+    recurrences = shape.mamba * 40 * shape.channels * 9 * shape.state
     scores = shape.attention * 4 * shape.hidden * (40 * 41 // 2) + 2 * 4 * 17 * 17 * shape.vision_width
     assert products == exact_flops(shape, 40, 2).total - recurrences - scores, "torch counts neither of these on a CPU"
 
@@ -96,3 +98,30 @@ def test_the_command_says_how_many_images_fit_and_why() -> None:
     assert "experts" in told.stdout
     assert plan["flops"]["54"]["paper"] == paper_flops(BIG, 54)
     assert plan["flops"]["54"]["exact"] == exact_flops(BIG, 54 * 144, 54).total
+
+
+def told(*arguments: str) -> str:
+    result = CliRunner().invoke(app, ["plan-memory", "--model", "53b", *arguments])
+    assert result.exit_code == 0
+    return result.stdout
+
+
+def test_weights_that_do_not_fit_are_said_to_be_what_does_not_with_what_would() -> None:
+    small = told("--gpu", "40GB")
+    assert "the weights alone, 49.28 GiB in int8, are more than the GPU's 37.25 GiB" in small
+    assert "what fits: a GPU of 80GB with these; no --weights is small enough here" in small
+    assert re.search(r"needed +│ +53\.\d\d", small), "rows add up to what is called needed"
+    assert "│ all" not in small
+    wide = told("--gpu", "80GB", "--weights", "bf16")
+    assert "what fits: --weights int8-experts here or a GPU of 141GB with these" in wide
+    assert "the weights leave" in told("--gpu", "50GiB")
+    assert "no image fits" not in told("--gpu", "80GB")
+
+
+@pytest.mark.parametrize(("gpu", "weights"), [("40GB", "int8"), ("80GB", "bf16"), ("24GB", "int8-experts")])
+def test_what_is_said_to_fit_instead_does(gpu: str, weights: Weights) -> None:
+    other = instead(BIG, parse_size(gpu), weights, 8192)
+    assert other["gpu"] is not None
+    assert plan_memory(BIG, parse_size(other["gpu"]), weights).images
+    if other["weights"]:
+        assert plan_memory(BIG, parse_size(gpu), cast(Weights, other["weights"])).images

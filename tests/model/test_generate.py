@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.cache import KeyValues
 from model.generate import Settings, choose, generate, prefill
 from model.longllava import LongLlavaForConditionalGeneration
 
@@ -30,6 +31,20 @@ def test_a_prompt_read_in_chunks_gives_what_one_go_gives(
     chunked = prefill(small, ids, pixels, cache, Settings(prefill_chunk=chunk, images_at_once=at_once))
     assert float((chunked - whole).abs().max() / whole.abs().max()) < 1e-5
     assert cache.length == ids.shape[1]
+
+
+def test_a_cache_keeps_states_and_keys_and_nothing_else_of_what_was_read(
+    small: Model, prompt: tuple[Tensor, Tensor]
+) -> None:
+    cache = small.new_cache(prompt[0].shape[1] + 1)
+    prefill(small, *prompt, cache, Settings(prefill_chunk=20))
+    with torch.inference_mode():
+        small(torch.ones(1, 1, dtype=torch.long), cache=cache)
+    for layer in cache.layers:
+        kept = (layer.keys, layer.values) if isinstance(layer, KeyValues) else (layer.conv, layer.ssm)
+        for tensor in kept:
+            assert tensor is not None
+            assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
 
 
 def test_greedy_tokens_are_those_of_whole_passes_without_a_cache(small: Model, prompt: tuple[Tensor, Tensor]) -> None:
