@@ -13,6 +13,7 @@ from formats.tokens import IGNORED
 from model.config import LongLlavaConfig, folder_config, named_config
 from model.longllava import LongLlavaForConditionalGeneration
 from model.packing import Packing
+from model.sharding import checkpoint_activations
 
 Model = LongLlavaForConditionalGeneration
 IMAGE = 300
@@ -134,6 +135,21 @@ def test_activation_checkpointing_changes_no_gradient(small: Model) -> None:
         gradients.append([p.grad.clone() for p in small.model.language_model.parameters()])
     for before, after in zip(*gradients, strict=True):
         torch.testing.assert_close(after, before, rtol=0, atol=0)
+
+
+def test_checkpoints_of_layers_and_of_mixers_within_them_change_no_gradient(small: Model) -> None:
+    ids, pixels, labels, bounds = packed()
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            checkpoint_activations(small)
+        small.train().zero_grad()
+        output = small(ids, pixels, labels, packing=Packing.of(bounds))
+        (output.loss + output.balance).backward()
+        gradients.append({name: p.grad.clone() for name, p in small.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, before in gradients[0].items():
+        assert torch.equal(gradients[1][name], before), name
 
 
 def test_saved_and_loaded_it_is_the_same_bit_by_bit(small: Model, tmp_path: Path) -> None:
