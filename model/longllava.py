@@ -185,8 +185,9 @@ class LongLlavaForConditionalGeneration(PreTrainedModel):
 
     def new_cache(self, capacity: int, batch: int = 1) -> HybridCache:
         """An empty cache for so many tokens."""
-        weight = self.model.language_model.layers[0].input_layernorm.weight
-        return HybridCache(self.config.text_config, batch, capacity, weight.dtype, weight.device)
+        norms = [layer.input_layernorm.weight for layer in self.model.language_model.layers]
+        devices = [norm.device for norm in norms]  # `device_map` may spread layers
+        return HybridCache(self.config.text_config, batch, capacity, norms[0].dtype, devices)
 
     def generate(
         self,

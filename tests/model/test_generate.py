@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.cache import KeyValues
 from model.generate import Settings, choose, generate, prefill
 from model.longllava import LongLlavaForConditionalGeneration
 
@@ -50,6 +51,12 @@ def test_writing_ends_with_the_end_of_text(small: Model) -> None:
     first = int(generate(small, ids, settings=Settings(max_new_tokens=1)).tokens[0])
     small.config.text_config.eos_token_id = [first]
     assert generate(small, ids, settings=Settings(max_new_tokens=9)).tokens.tolist() == [first]
+
+
+def test_keys_and_values_lie_where_their_layer_is(small: Model) -> None:
+    small.model.language_model.layers[3].to("meta")  # stands for a second GPU
+    held = [layer for layer in small.new_cache(8).layers if isinstance(layer, KeyValues)]
+    assert [(layer.keys.device.type, layer.values.device.type) for layer in held] == [("cpu", "cpu"), ("meta", "meta")]
 
 
 def test_transformers_options_that_mean_something_here_are_taken(small: Model) -> None:
