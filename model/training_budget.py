@@ -5,7 +5,7 @@ from the tensors that autograd keeps and that the backward pass makes, in bytes 
 `benchmarks/training_memory.py` compares both with what is alive; on a GPU neither has been measured.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 
 from model.budget import Shape, parameters
@@ -179,33 +179,41 @@ def working(
     s = shape
     learns = "llm" in trainable
     most = sequence_length // s.image_tokens if images is None else images
-    half = halves(s)
-    positions = [half[name] for name in ("mamba", "attention") if name in half]
-    channels = [half[name] for name in ("dense", "experts") if name in half]
-    if activation_checkpointing:
-        inside = max(*(h.fullest for h in positions), *(NORM * s.hidden + h.fullest for h in channels))
-        kept = s.layers * _BF16 * s.hidden
-    else:
-        inside = max(h.fullest - h.kept for h in channels)
-        kept = s.layers * _BF16 * s.hidden + sum(half[name].kept * n for name, n in _kinds(s).items())
-    inside += _BF16 * s.hidden  # the gradient of the result
-    mixer = max(s.mamba and 3 * s.hidden * s.channels, 2 * s.hidden * (s.hidden + s.kv))
-    large = mixer + s.expert * (s.experts if s.moe else 1)
-    small = mixer + s.expert * (1 if s.moe < s.layers else s.experts)
-    gradients = (_FP32 * large + _BF16 * small, (_BF16 + _FP32) * large) if learns else (0, 0)
-    inputs = sequence_length * kept
+    inputs = sequence_length * s.layers * _BF16 * s.hidden
+    if not activation_checkpointing:
+        inputs += sequence_length * sum(half.kept * _layers(s)[name] for name, half in halves(s).items())
     image = pictures(s, trainable, activation_checkpointing)
     tower = most * (image.fullest - image.kept) - inputs  # which are not there yet, or no more
+    weights = _weights(s)
     root = 2 * s.vocabulary * s.hidden
     return {
-        "two layers, gathered": _BF16 * (large + small),
-        "backward pass of a layer": max(sequence_length * inside + gradients[0], gradients[1], tower),
+        "two layers, gathered": _BF16 * (sum(weights.values()) if len(weights) > 1 else 2 * max(weights.values())),
+        "backward pass of a layer": max(tower, *_moments(s, sequence_length, activation_checkpointing, learns)),
         "embeddings and head, gathered": _BF16 * root * (2 if learns else 1),
         "inputs of all layers" if activation_checkpointing else "activations of all layers": inputs,
         "images": most * image.kept,
     }
 
 
-def _kinds(s: Shape) -> dict[str, int]:
-    counts = {"mamba": s.mamba, "attention": s.attention, "dense": s.layers - s.moe, "experts": s.moe}
-    return {name: n for name, n in counts.items() if n}
+def _moments(s: Shape, tokens: int, activation_checkpointing: bool, learns: bool) -> Iterator[int]:
+    """Activations and gradients while a layer of each kind goes back, and when it is through."""
+    half, weights = halves(s), _weights(s)
+    positions = max(half[name].fullest for name in ("mamba", "attention") if name in half)
+    for name, own in weights.items():
+        behind = next((other for kind, other in weights.items() if kind != name), own)
+        fullest = half[name].fullest
+        inside = max(positions, NORM * s.hidden + fullest) if activation_checkpointing else fullest - half[name].kept
+        activations = tokens * (inside + _BF16 * s.hidden)  # the gradient of the result with them
+        yield activations + (_BF16 * own + _FP32 * behind if learns else 0)
+        yield (_BF16 + _FP32) * own if learns else 0
+
+
+def _weights(s: Shape) -> dict[str, int]:
+    """Parameters of the largest layer with dense channels, and with experts."""
+    mixer = max(s.mamba and 3 * s.hidden * s.channels, 2 * s.hidden * (s.hidden + s.kv))
+    counts = {"dense": 1, "experts": s.experts}
+    return {name: mixer + s.expert * counts[name] for name, layers in _layers(s).items() if layers and name in counts}
+
+
+def _layers(s: Shape) -> dict[str, int]:
+    return {"mamba": s.mamba, "attention": s.attention, "dense": s.layers - s.moe, "experts": s.moe}
