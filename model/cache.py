@@ -1,5 +1,6 @@
 """What a hybrid model remembers between calls: convolution and scan states, and preallocated keys and values."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,14 +36,15 @@ class HybridCache:
         config: of the language model.
         batch: rows.
         capacity: tokens that will ever be read; keys and values are allocated once.
-        dtype, device: of keys and values.
+        dtype: of keys and values.
+        devices: of each layer; keys and values lie where their layer's weights are.
 
     Attributes:
         length: tokens read so far; the model moves it on after all layers have.
     """
 
     def __init__(
-        self, config: JambaConfig, batch: int, capacity: int, dtype: torch.dtype, device: torch.device
+        self, config: JambaConfig, batch: int, capacity: int, dtype: torch.dtype, devices: Sequence[torch.device]
     ) -> None:
         self.length, self.capacity = 0, capacity
         heads = config.num_key_value_heads
@@ -51,7 +53,7 @@ class HybridCache:
             KeyValues(*(torch.empty(shape, dtype=dtype, device=device) for _ in range(2)))
             if kind == "attention"
             else MambaState()
-            for kind in config.layers_block_type
+            for kind, device in zip(config.layers_block_type, devices, strict=True)
         ]
 
     def grow(self, capacity: int) -> None:

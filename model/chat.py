@@ -153,7 +153,7 @@ class Chat:
         return Answer(
             text=text,
             tokens=len(written.tokens),
-            ended=int(written.tokens[-1]) in ends(self.model),
+            ended=int(written.tokens[-1]) in ends(self.model, self.settings),
             prompt_tokens=inputs.input_ids.shape[1],
             read_tokens=read,
             images=0 if inputs.pixel_values is None else len(inputs.pixel_values),

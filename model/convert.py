@@ -85,14 +85,24 @@ def convert_config(upstream: Mapping[str, Any], vision: Mapping[str, Any], image
 
 
 def load_weights(
-    model: LongLlavaForConditionalGeneration, tensors: Iterable[tuple[str, Tensor]], *, text_only: bool = False
-) -> None:
+    model: LongLlavaForConditionalGeneration,
+    tensors: Iterable[tuple[str, Tensor]],
+    *,
+    text_only: bool = False,
+    tower_elsewhere: bool = False,
+) -> bool:
     """Fills a model with a checkpoint in the authors' or Jamba's names, every parameter of it exactly once.
+
+    Position ids, which older transformers saved with a tower, are no weights and are passed over.
 
     Args:
         model: of the same shape.
         tensors: names and tensors, one at a time: no second copy of the checkpoint is held.
         text_only: the checkpoint is Jamba's: tower and projector keep what they have.
+        tower_elsewhere: a checkpoint without any weight of the tower will do.
+
+    Returns:
+        Whether the tower came with it.
 
     Raises:
         UsageError: if names or shapes do not match; lists all of them, in the checkpoint's names.
@@ -104,6 +114,8 @@ def load_weights(
     missing = set(targets)
     for name, tensor in tensors:
         ours = renamed(name)
+        if ours.startswith(_TOWER) and ours.endswith(".position_ids"):
+            continue
         if ours not in targets and (dense := ours.replace(".experts.0.", ".")) in targets:
             ours = dense
         if ours not in targets:
@@ -117,11 +129,18 @@ def load_weights(
             with torch.no_grad():
                 targets[ours].copy_(tensor)
             missing.discard(ours)
+    tower = {name for name in targets if name.startswith(_TOWER)}
+    came = bool(tower) and not tower <= missing
+    if tower_elsewhere and not came:
+        missing -= tower
     problems += [f"missing: {name}" for name in sorted(missing)]
     if problems:
         shown = "\n  ".join(problems[:20])
         more = f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else ""
-        raise UsageError(f"the checkpoint does not fit the model ({len(problems)} tensors):\n  {shown}{more}")
+        without = tower and tower <= missing
+        hint = "\nIt has no tower; say with --vision which folder holds the tower's *.safetensors" if without else ""
+        raise UsageError(f"the checkpoint does not fit the model ({len(problems)} tensors):\n  {shown}{more}{hint}")
+    return came
 
 
 def _targets(model: LongLlavaForConditionalGeneration) -> dict[str, Tensor]:
@@ -175,12 +194,12 @@ def convert(
     """Turns a folder in the authors' layout into one that `from_pretrained` reads.
 
     A checkpoint of Jamba itself becomes what training begins with: Jamba, the weights of `vision`, and a projector
-    that has learnt nothing yet.
+    that has learnt nothing yet. A checkpoint of the authors' that lacks the tower gets the weights of `vision` too.
 
     Args:
         checkpoint: with config.json and *.safetensors.
         vision: folder of the CLIP tower's config.json, if it is another than openai/clip-vit-large-patch14-336; with a
-            checkpoint of Jamba, of its *.safetensors too.
+            checkpoint that has no tower, of its *.safetensors too.
         out: where to; must not be there yet, and is there only once it is whole.
         tokenizer: folder of the tokenizer, which is copied; that of the checkpoint by default.
         image_token_id: as in `convert_config`; the tokenizer's by default.
@@ -210,9 +229,11 @@ def convert(
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
     model.to_empty(device="cpu")
-    load_weights(model, read_tensors(checkpoint), text_only=alone)
-    if alone and vision is not None:
-        _fill_image_side(model, vision)
+    came = load_weights(model, read_tensors(checkpoint), text_only=alone, tower_elsewhere=vision is not None)
+    if vision is not None and not came:
+        _fill_tower(model, vision)
+    if alone:
+        _draw_projector(model)
     unfinished = out.with_name(f"{out.name}.unfinished")
     with quiet():
         model.save_pretrained(unfinished)
@@ -223,8 +244,8 @@ def convert(
 
 
 @torch.no_grad()
-def _fill_image_side(model: LongLlavaForConditionalGeneration, vision: Path) -> None:
-    """A tower's weights, from a whole CLIP or its image side alone, and a new projector, the same each time.
+def _fill_tower(model: LongLlavaForConditionalGeneration, vision: Path) -> None:
+    """A tower's weights, from a whole CLIP or its image side alone.
 
     Raises:
         UsageError: if the weights do not fit; lists those that do not.
@@ -243,6 +264,11 @@ def _fill_image_side(model: LongLlavaForConditionalGeneration, vision: Path) -> 
     problems += [f"missing: {name.removeprefix(_TOWER)}" for name in sorted(missing)]
     if problems:
         raise UsageError(f"{vision} does not fit the tower ({len(problems)} tensors):\n  " + "\n  ".join(problems[:20]))
+
+
+@torch.no_grad()
+def _draw_projector(model: LongLlavaForConditionalGeneration) -> None:
+    """A new projector, the same each time."""
     drawn = torch.Generator().manual_seed(0)
     for layer in (model.model.multi_modal_projector.linear_1, model.model.multi_modal_projector.linear_2):
         bound = layer.in_features**-0.5  # as `torch.nn.Linear` begins

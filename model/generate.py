@@ -6,8 +6,9 @@ for one chunk only. Images are encoded a few at a time, just before the chunk th
 position's logits are ever computed.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ class Settings:
         seed: of what is drawn; the same seed and prompt give the same text.
         prefill_chunk: tokens read at a time.
         images_at_once: images encoded at a time.
+        eos_token_id: tokens that end a text; those of the configuration if None.
     """
 
     max_new_tokens: int = 256
@@ -37,12 +39,45 @@ class Settings:
     seed: int = 0
     prefill_chunk: int = 8192
     images_at_once: int = 32
+    eos_token_id: int | tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or self.prefill_chunk < 1 or self.images_at_once < 1:
             raise ValueError("max_new_tokens, prefill_chunk and images_at_once are at least 1")
         if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise ValueError("temperature and top_k are not below 0, top_p is in (0, 1]")
+
+
+_HARMLESS = {
+    "use_cache": True,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "return_dict_in_generate": False,
+    "output_scores": False,
+    "repetition_penalty": 1.0,
+}
+"""Options of transformers' `generate` that may be given if they say what happens anyway."""
+
+
+def settings_of(options: Mapping[str, Any]) -> Settings:
+    """Settings from keywords, and from those of transformers that mean the same; None is as if not given.
+
+    Raises:
+        ValueError: if there is no such option, or it cannot have that value.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    draws = given.pop("do_sample", None)
+    known = [field.name for field in fields(Settings)]
+    for name in [name for name in given if name not in known]:
+        if name not in _HARMLESS:
+            raise ValueError(f"generate has no option {name}; it has {', '.join([*known, 'do_sample', *_HARMLESS])}")
+        if (value := given.pop(name)) != _HARMLESS[name]:
+            raise ValueError(f"generate: {name} is {value!r}; only {_HARMLESS[name]!r} is supported")
+    if draws is not None:
+        given["temperature"] = given.get("temperature", 1.0) if draws else 0.0
+    if isinstance(ends := given.get("eos_token_id"), list):
+        given["eos_token_id"] = tuple(ends)
+    return Settings(**given)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +201,7 @@ def _go_on(
             scores.append(logits)
         if on_token:
             on_token(token)
-        if token in ends(model) or len(tokens) == settings.max_new_tokens:
+        if token in ends(model, settings) or len(tokens) == settings.max_new_tokens:
             return Generated(torch.tensor(tokens), torch.stack(scores) if keep_scores else None)
         step = torch.tensor([[token]], device=device)
         output = model(step, cache=cache, logits_to_keep=1)
@@ -252,7 +287,7 @@ def choose(logits: Tensor, settings: Settings, drawn: torch.Generator) -> int:
     return int(tokens[torch.multinomial(probabilities, 1, generator=drawn)])
 
 
-def ends(model: LongLlavaForConditionalGeneration) -> list[int]:
+def ends(model: LongLlavaForConditionalGeneration, settings: Settings) -> list[int]:
     """The tokens that end a text."""
-    end = model.config.text_config.eos_token_id
-    return end if isinstance(end, list) else [] if end is None else [end]
+    end = model.config.text_config.eos_token_id if settings.eos_token_id is None else settings.eos_token_id
+    return [] if end is None else [end] if isinstance(end, int) else list(end)

@@ -9,7 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPVisionModel, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    CLIPVisionModel,
+    PreTrainedModel,
+)
 from transformers import initialization as init
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.utils.generic import ModelOutput
@@ -119,6 +126,7 @@ class LongLlavaForConditionalGeneration(PreTrainedModel):
     base_model_prefix = "model"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False
     _supports_sdpa = True
     _no_split_modules = ["HybridLayer", "CLIPEncoderLayer"]  # noqa: RUF012
     _keep_in_fp32_modules_strict = ["A_log", "mamba.D"]  # noqa: RUF012
@@ -139,6 +147,9 @@ class LongLlavaForConditionalGeneration(PreTrainedModel):
         attention_mask: Tensor | None = None,
         cache: HybridCache | None = None,
         logits_to_keep: int | None = None,
+        use_cache: bool | None = None,
+        return_dict: bool | None = None,
+        inputs_embeds: None = None,
     ) -> LongLlavaOutput:
         """One pass.
 
@@ -156,7 +167,12 @@ class LongLlavaForConditionalGeneration(PreTrainedModel):
             attention_mask: [batch, length], 0 at padding, on either side; for rows without packing.
             cache: what was read before; it grows by these tokens.
             logits_to_keep: 0 for all; by default all without labels, none with labels.
+            use_cache, return_dict, inputs_embeds: as transformers' callers pass them; only False, True and None.
+
+        Raises:
+            ValueError: if one of those is something else, or if ids and images disagree.
         """
+        _refuse(use_cache, return_dict, inputs_embeds)
         if attention_mask is not None and packing is None:
             packing = Packing.of_mask(attention_mask)
         features = self.model.features(pixel_values)  # 1
@@ -170,8 +186,9 @@ class LongLlavaForConditionalGeneration(PreTrainedModel):
 
     def new_cache(self, capacity: int, batch: int = 1) -> HybridCache:
         """An empty cache for so many tokens."""
-        weight = self.model.language_model.layers[0].input_layernorm.weight
-        return HybridCache(self.config.text_config, batch, capacity, weight.dtype, weight.device)
+        norms = [layer.input_layernorm.weight for layer in self.model.language_model.layers]
+        devices = [norm.device for norm in norms]  # `device_map` may spread layers
+        return HybridCache(self.config.text_config, batch, capacity, norms[0].dtype, devices)
 
     def generate(
         self,
@@ -184,11 +201,14 @@ class LongLlavaForConditionalGeneration(PreTrainedModel):
 
         Args:
             input_ids, pixel_values, attention_mask: as in `forward`.
-            options: of `model.generate.Settings`.
-        """
-        from model.generate import Settings, generate_rows
+            options: of `model.generate.Settings`, and those of transformers' that mean the same.
 
-        return generate_rows(self, input_ids, pixel_values, attention_mask, Settings(**options))
+        Raises:
+            ValueError: if an option is one that this model does not have.
+        """
+        from model.generate import generate_rows, settings_of
+
+        return generate_rows(self, input_ids, pixel_values, attention_mask, settings_of(options))
 
     def get_input_embeddings(self) -> nn.Module:
         """The table of word embeddings."""
@@ -227,7 +247,25 @@ def _first_steps(bias: Tensor) -> Tensor:
     return step + torch.log(-torch.expm1(-step))
 
 
+def _refuse(use_cache: bool | None, return_dict: bool | None, inputs_embeds: object) -> None:
+    if use_cache:
+        raise ValueError(
+            "use_cache=True: a forward pass makes no cache; pass cache=model.new_cache(TOKENS), or generate"
+        )
+    if return_dict is False:
+        raise ValueError("return_dict=False: the result has names; result.to_tuple() has none")
+    if inputs_embeds is not None:
+        raise ValueError(
+            "inputs_embeds: embeddings are made of input_ids; model.model.language_model takes them as such"
+        )
+
+
 def _output(losses: TokenLosses | None, logits: Tensor | None, balance: Tensor | None) -> LongLlavaOutput:
     if losses is None:
         return LongLlavaOutput(logits=logits, balance=balance)
     return LongLlavaOutput(losses.mean(), logits, losses.losses, losses.positions, balance)
+
+
+AutoConfig.register(LongLlavaConfig.model_type, LongLlavaConfig, exist_ok=True)
+for _auto in (AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText):
+    _auto.register(LongLlavaConfig, LongLlavaForConditionalGeneration, exist_ok=True)

@@ -27,12 +27,14 @@ def outline(settings: TrainSettings, processes: int | None = None) -> dict[str, 
     shape = shape_of(configuration(settings, feed.tokenizer))
     count = counts(shape, stage.trainable)
     sequences = [len(feed.blend.epoch(epoch)) for epoch in range(stage.epochs)]
+    images = max(int(feed.blend.samples.images[rows].sum()) for rows in feed.blend.epoch(0))
     return {
         "stage": stage.as_dict(),
         "run": {
             "builds": list(settings.builds),
             "samples": feed.blend.samples.tokens.size,
             "sequences": sum(sequences),
+            "most_images_of_a_sequence": images,
             "steps": math.ceil(sum(sequences) / stage.global_batch),
             "sequences_of_a_process_in_a_step": stage.rounds(size),
             "trained_parameters": count.spread + count.whole,
@@ -41,6 +43,6 @@ def outline(settings: TrainSettings, processes: int | None = None) -> dict[str, 
         "processes": size,
         "memory": {
             **{f"{name}, held": bytes_ for name, bytes_ in asdict(held(shape, stage.trainable, size)).items()},
-            **working(shape, stage.trainable, stage.sequence_length, settings.activation_checkpointing),
+            **working(shape, stage.trainable, stage.sequence_length, settings.activation_checkpointing, images),
         },
     }

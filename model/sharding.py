@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from model.hybrid import Experts
+from model.hybrid import Attention, Experts, MambaMixer
 from model.longllava import LongLlavaForConditionalGeneration
 from model.stage import Part
 from model.world import World
@@ -80,11 +80,19 @@ def whole(model: nn.Module) -> list[nn.Parameter]:
 
 
 def checkpoint_activations(model: nn.Module) -> None:
-    """Lets each layer compute again in the backward pass what it held in the forward pass."""
+    """Lets each layer compute again in the backward pass what it held in the forward pass.
+
+    Within a layer of the language model the mixer of positions does so once more: what it holds is then not there while
+    the channels go back, at the price of computing it, a quarter of a layer, a third time. All of it together would be
+    the fullest moment of a step.
+    """
+    again = partial(checkpoint, use_reentrant=False)
     for layer in model.modules():
         if isinstance(layer, GradientCheckpointingLayer):
             layer.gradient_checkpointing = True
-            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)  # type: ignore[assignment]
+            layer._gradient_checkpointing_func = again  # type: ignore[assignment]
+        if isinstance(layer, MambaMixer | Attention):
+            layer.forward = partial(again, layer.forward)  # type: ignore[method-assign]
 
 
 _UNDECAYED = re.compile(r"(?:bias|norm\w*\.weight|\.A_log|\.D)$")

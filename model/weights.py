@@ -54,6 +54,7 @@ class Folder:
         self.folder = folder
         self._stack = ExitStack()
         self._places: dict[str, Any] = {}
+        self._files: dict[str, Path] = {}
         files = sorted(folder.glob("*.safetensors"))
         if not files:
             raise UsageError(
@@ -65,6 +66,7 @@ class Folder:
             except Exception as error:  # the library's own errors have no common type
                 raise UsageError(f"{file}: cannot be read ({error})") from error
             self._places |= dict.fromkeys(opened.keys(), opened)
+            self._files |= dict.fromkeys(opened.keys(), file)
 
     def __enter__(self) -> "Folder":
         return self
@@ -94,8 +96,18 @@ class Folder:
             raise UsageError(f"{self.folder} does not fit the model ({len(problems)} tensors):\n  {shown}")
 
     def dtype(self, name: str) -> torch.dtype:
-        """In which a tensor is stored."""
-        return _DTYPES[self._places[name].get_slice(name).get_dtype()]
+        """In which a tensor is stored.
+
+        Raises:
+            UsageError: if that is nothing to start from.
+        """
+        stored = self._places[name].get_slice(name).get_dtype()
+        if stored not in _DTYPES:
+            raise UsageError(
+                f"{self._files[name]}: {name} is stored as {stored}, which training cannot start from; undo the"
+                f" quantisation and save the model as one of {', '.join(_DTYPES)}"
+            )
+        return _DTYPES[stored]
 
     def rows(self, parts: list[str], start: int, stop: int) -> Iterator[Tensor]:
         """Some rows of tensors that stand one below the other."""

@@ -134,7 +134,9 @@ def convert(
     out: Annotated[Path, typer.Option("--out", help="Where to put it; must not be there yet.")],
     vision: Annotated[
         Path | None,
-        typer.Option("--vision", help="Folder of the vision tower, if it is not CLIP ViT-L/14-336; always with Jamba."),
+        typer.Option(
+            "--vision", help="Folder of the vision tower, if it is not CLIP ViT-L/14-336 or not in CHECKPOINT."
+        ),
     ] = None,
     tokenizer: Annotated[
         Path | None, typer.Option("--tokenizer", help="Folder of the tokenizer, if it is not in CHECKPOINT.")

@@ -48,6 +48,8 @@ def test_a_dry_run_says_what_memory_each_process_needs_and_leaves_nothing(build:
     outline = json.loads(call(*arguments, "--gpus", "24", "--tokens-per-batch", str(24 * 2048)).stdout)
     assert outline["processes"] == 24
     assert 34e9 < sum(size for name, size in outline["memory"].items() if name.endswith("held")) < 35e9
+    (kept,) = (size for name, size in outline["memory"].items() if name == "images")
+    assert kept == outline["run"]["most_images_of_a_sequence"] * 144 * (2 * 1024 + 6 * 4096) > 0
     assert not (tmp_path / "run").exists()
 
 

@@ -109,6 +109,53 @@ def test_jamba_and_a_tower_become_what_training_begins_with(small: Model, tmp_pa
     assert Model.from_pretrained(tmp_path / "out").model.image_features(pixels).isfinite().all()
 
 
+@pytest.fixture
+def towerless(small: Model, tmp_path: Path) -> tuple[Path, Path]:
+    """A checkpoint in the authors' layout without the tower, and the tower's own folder."""
+    source, clip = tmp_path / "source", tmp_path / "clip"
+    for folder in (source, clip):
+        folder.mkdir()
+    tower = {name: x for name, x in file_tensors(small).items() if name.startswith("model.vision_tower.")}
+    save_file({name: x for name, x in upstream(small).items() if "vision_tower" not in name}, source / "a.safetensors")
+    moved = {name.replace("model.vision_tower.", "vision_model."): x for name, x in tower.items()}
+    save_file(moved, clip / "model.safetensors")
+    text = small.config.text_config.to_dict() | {"model_type": "llava_jamba", "resamplePooling": "2d"}
+    (source / "config.json").write_text(json.dumps(text))
+    (clip / "config.json").write_text(small.config.vision_config.to_json_string())
+    return source, clip
+
+
+def test_a_tower_that_the_checkpoint_lacks_comes_from_its_own_folder(
+    small: Model, towerless: tuple[Path, Path], tmp_path: Path
+) -> None:
+    source, clip = towerless
+    with pytest.raises(UsageError, match=r"(?s)missing: model\.vision_tower.*\nIt has no tower; say with --vision"):
+        load_weights(blank(small), read_tensors(source))
+    convert(source, clip, tmp_path / "out", image_token_id=300, dtype=torch.float32)
+    loaded = Model.from_pretrained(tmp_path / "out").state_dict()
+    for name, tensor in small.state_dict().items():
+        assert torch.equal(loaded[name], tensor), name
+
+
+def test_half_a_tower_in_a_checkpoint_is_refused_by_name(
+    small: Model, towerless: tuple[Path, Path], tmp_path: Path
+) -> None:
+    source, clip = towerless
+    names = [name for name in upstream(small) if "vision_tower" in name]
+    save_file({names[0]: upstream(small)[names[0]].clone()}, source / "b.safetensors")
+    with pytest.raises(UsageError, match=rf"\({len(names) - 1} tensors\):\n  missing: model.vision_tower"):
+        convert(source, clip, tmp_path / "out", image_token_id=300)
+
+
+def test_position_ids_of_older_checkpoints_are_passed_over(small: Model) -> None:
+    name = "model.vision_tower.vision_tower.vision_model.embeddings.position_ids"
+    loaded = blank(small)
+    load_weights(loaded, {**upstream(small), name: torch.arange(17)[None]}.items())
+    assert torch.equal(loaded.lm_head.weight, small.lm_head.weight)
+    with pytest.raises(UsageError, match=r"\(1 tensors\):\n  unknown: model.layers.0.position_ids"):
+        load_weights(blank(small), {**upstream(small), "model.layers.0.position_ids": torch.zeros(1)}.items())
+
+
 def test_every_tensor_that_does_not_fit_is_named(small: Model) -> None:
     tensors = upstream(small)
     del tensors["model.layers.1.moe.experts.2.up_proj.weight"]

@@ -67,6 +67,39 @@ def test_writing_ends_with_the_end_of_text(small: Model) -> None:
     assert generate(small, ids, settings=Settings(max_new_tokens=9)).tokens.tolist() == [first]
 
 
+def test_keys_and_values_lie_where_their_layer_is(small: Model) -> None:
+    small.model.language_model.layers[3].to("meta")  # stands for a second GPU
+    held = [layer for layer in small.new_cache(8).layers if isinstance(layer, KeyValues)]
+    assert [(layer.keys.device.type, layer.values.device.type) for layer in held] == [("cpu", "cpu"), ("meta", "meta")]
+
+
+def test_transformers_options_that_mean_something_here_are_taken(small: Model) -> None:
+    ids = torch.arange(3, 20)[None]
+    small.config.text_config.eos_token_id = None
+    plain = small.generate(ids, max_new_tokens=5)
+    same = {"do_sample": False, "use_cache": True, "num_beams": 1, "top_k": None}
+    assert torch.equal(small.generate(ids, max_new_tokens=5, **same), plain)
+    second = int(plain[0, 18])
+    for end in (second, [second], (second, 7)):
+        shorter = small.generate(ids, max_new_tokens=5, eos_token_id=end)
+        assert torch.equal(shorter, plain[:, : plain[0, 17:].tolist().index(second) + 18])
+    drawn = small.generate(ids, max_new_tokens=5, do_sample=True, seed=3)
+    assert torch.equal(drawn, small.generate(ids, max_new_tokens=5, temperature=1.0, seed=3))
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ({"num_beams": 4}, "num_beams is 4; only 1 is supported"),
+        ({"use_cache": False}, "use_cache is False; only True"),
+        ({"max_length": 9}, "no option max_length; it has max_new_tokens, temperature"),
+    ],
+)
+def test_transformers_options_that_are_not_here_are_named(small: Model, option: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        small.generate(torch.arange(3, 20)[None], **option)
+
+
 def test_rows_of_a_batch_are_written_as_if_alone(small: Model, prompt: tuple[Tensor, Tensor]) -> None:
     ids, pixels = prompt
     small.config.text_config.eos_token_id = None

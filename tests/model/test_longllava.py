@@ -6,13 +6,21 @@ import pytest
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers import LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
 
 from formats.errors import UsageError
 from formats.tokens import IGNORED
 from model.config import LongLlavaConfig, folder_config, named_config
 from model.longllava import LongLlavaForConditionalGeneration
 from model.packing import Packing
+from model.sharding import checkpoint_activations
 
 Model = LongLlavaForConditionalGeneration
 IMAGE = 300
@@ -136,6 +144,21 @@ def test_activation_checkpointing_changes_no_gradient(small: Model) -> None:
         torch.testing.assert_close(after, before, rtol=0, atol=0)
 
 
+def test_checkpoints_of_layers_and_of_mixers_within_them_change_no_gradient(small: Model) -> None:
+    ids, pixels, labels, bounds = packed()
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            checkpoint_activations(small)
+        small.train().zero_grad()
+        output = small(ids, pixels, labels, packing=Packing.of(bounds))
+        (output.loss + output.balance).backward()
+        gradients.append({name: p.grad.clone() for name, p in small.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, before in gradients[0].items():
+        assert torch.equal(gradients[1][name], before), name
+
+
 def test_saved_and_loaded_it_is_the_same_bit_by_bit(small: Model, tmp_path: Path) -> None:
     small.save_pretrained(tmp_path)
     loaded = Model.from_pretrained(tmp_path)
@@ -169,6 +192,28 @@ def test_transformers_own_llava_with_jamba_reads_the_files_and_says_the_same(sma
     theirs = LlavaForConditionalGeneration.from_pretrained(tmp_path, config=composed).eval()
     ids = SAMPLES[2][0]
     assert relative(small(ids).logits, theirs(input_ids=ids).logits) < 1e-5
+
+
+@pytest.mark.parametrize("auto", [AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText])
+def test_transformers_auto_classes_know_the_model(small: Model, tmp_path: Path, auto: type) -> None:
+    small.save_pretrained(tmp_path)
+    assert isinstance(AutoConfig.from_pretrained(tmp_path), LongLlavaConfig)
+    loaded = auto.from_pretrained(tmp_path)  # type: ignore[attr-defined]
+    assert isinstance(loaded, Model)
+    assert torch.equal(loaded.lm_head.weight, small.lm_head.weight)
+
+
+def test_what_transformers_callers_pass_is_taken_or_refused_in_words(small: Model) -> None:
+    ids = SAMPLES[2][0]
+    plain = small(ids).logits
+    assert torch.equal(small(ids, use_cache=False, return_dict=True, inputs_embeds=None).logits, plain)
+    for option, said in (
+        ({"use_cache": True}, "pass cache=model.new_cache"),
+        ({"return_dict": False}, r"result\.to_tuple"),
+        ({"inputs_embeds": torch.zeros(1, 9, 32)}, "embeddings are made of input_ids"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            small(ids, **option)
 
 
 def test_images_that_do_not_match_the_ids_are_an_error_with_both_counts(small: Model) -> None:

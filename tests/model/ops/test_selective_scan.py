@@ -1,8 +1,12 @@
 """One suite for every backend that can run here, against the recurrence written out in float64."""
 
 import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +19,7 @@ from model.ops.selective_scan import default_backend, selective_scan
 
 Scan = Callable[..., tuple[Tensor, Tensor]]
 
+TILE = 16  # of the Triton kernel here, so that short sequences have several
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 BACKENDS = ["reference", "extended"]
 if find_spec("triton") and (torch.cuda.is_available() or INTERPRETED):
@@ -24,9 +29,11 @@ if find_spec("mamba_ssm") and torch.cuda.is_available():
 
 
 @pytest.fixture(params=BACKENDS)
-def scan(request: pytest.FixtureRequest) -> Scan:
+def scan(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Scan:
     if request.param == "extended":
         return extended_reference
+    if request.param == "triton":
+        monkeypatch.setattr("model.ops.scan_triton._TILE", TILE)
 
     def run(*args: Any, **options: Any) -> tuple[Tensor, Tensor]:
         return selective_scan(*args, **options, backend=request.param)
@@ -99,11 +106,20 @@ def error(found: Tensor, expected: Tensor) -> float:
 
 CASES = {
     "one step": (2, 1, 3, 4, [], True),
-    "no state, no resets": (2, 37, 4, 4, [], False),
+    "no state, no resets": (2, 37, 2, 4, [], False),
     "length that folds evenly": (1, 16, 2, 8, [(0, 4)], True),
-    "resets": (2, 50, 4, 4, [(0, 1), (0, 20), (0, 21), (1, 49)], True),
-    "reset at the first token drops the state": (2, 23, 4, 4, [(0, 0), (1, 7)], True),
-    "jamba's state size": (1, 70, 4, 16, [(0, 33)], True),
+    "resets": (2, 50, 2, 4, [(0, 1), (0, 20), (0, 21), (1, 49)], True),
+    "reset at the first token drops the state": (2, 23, 2, 4, [(0, 0), (1, 7)], True),
+    "jamba's state size": (1, 40, 2, 16, [(0, 33)], True),
+    "resets around the borders of tiles": (
+        2,
+        4 * TILE + 13,
+        2,
+        4,
+        [(0, TILE - 1), (0, TILE), (1, 0), (1, TILE + 1), (1, 2 * TILE), (0, 4 * TILE + 12)],
+        True,
+    ),
+    "tiles that are full": (1, 4 * TILE, 2, 4, [], False),
 }
 
 
@@ -159,6 +175,17 @@ def test_bfloat16_inputs_are_summed_in_float32(scan: Scan) -> None:
     assert y.dtype == torch.bfloat16
     assert error(y, expected) < 2**-7, "one rounding of the result (Triton's interpreter cuts), none on the way"
     assert error(last, end) < 2e-6
+
+
+def test_the_kernel_for_gpus_passes_this_suite_in_its_interpreter() -> None:
+    those = "triton and (tiles or size or handed or bfloat16)"
+    line = [sys.executable, "-m", "pytest", __file__, "-q", "-k", those, "-p", "no:cacheprovider", "-p", "no:xdist"]
+    environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(line, env=environment, capture_output=True, text=True, cwd=Path(__file__).parents[3])
+    passed = re.search(r"(\d+) passed", run.stdout)
+    assert run.returncode == 0, run.stdout
+    assert passed
+    assert int(passed[1]) == 5, "triton comes with the extra `dev`"
 
 
 def test_the_reference_passes_gradcheck_in_float64() -> None:
