@@ -99,7 +99,6 @@ class Half:
 NORM = 8
 """Bytes of a number that goes into a norm: itself in float32, and what it becomes in bf16."""
 _THROUGH_NORM = 28  # in a norm's backward pass: half a dozen tensors in float32
-_CONV = 16  # of a channel: the convolution's four taps see its input in float32
 _TILE = 512  # of `model.ops.scan_triton`: a state is kept for each
 
 
@@ -112,12 +111,12 @@ def halves(shape: Shape) -> dict[str, Half]:
     norm = NORM * s.hidden
     found: dict[str, Half] = {}
     if s.mamba:
-        # both halves of the input projection; the convolution's result before and after SiLU, step sizes before
-        # softplus and, with time last, after, the scan's input again, its result, the gate, their product
-        channel = 2 * _BF16 + _CONV + 2 * _BF16 + 2 * _FP32 + 4 * _BF16
+        # both halves of the input projection; the convolution's input, and its result before and after SiLU; step
+        # sizes before softplus and, with time last, after; the scan's result, the gate, their product
+        channel = 2 * _BF16 + 3 * _BF16 + 2 * _FP32 + 3 * _BF16
         kept = norm + s.channels * channel + NORM * (s.rank + 2 * s.state)
         kept += _FP32 * s.channels * s.state // _TILE
-        found["mamba"] = Half(kept, kept + 4 * s.hidden + 8 * s.channels)
+        found["mamba"] = Half(kept, kept + 4 * s.hidden + 9 * s.channels)
     if s.attention:
         kept = norm + 3 * _BF16 * s.hidden + 2 * _BF16 * s.kv + _FP32 * s.heads
         found["attention"] = Half(kept, max(kept + 2 * s.hidden + 4 * s.kv, _THROUGH_NORM * s.hidden))
