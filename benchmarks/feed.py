@@ -57,11 +57,12 @@ r = ShardReader([LocalShards(Path(sys.argv[1]) / "shards")], ["x"])
 files = [f for row in range(min(400, len(b.samples.tokens))) for f in members(r.read(b.entry(row)))[1]]
 if sys.argv[2] == "pillow":
     def decode(jpeg, out): out[:] = np.asarray(Image.open(io.BytesIO(jpeg)))
-out = np.empty((336, 336, 3), np.uint8)
-decode(files[0], out)
+out = np.empty((int(sys.argv[3]), 336, 336, 3), np.uint8)
+out[:] = 1
+decode(files[0], out[0])
 clock.start()
-for f in files:
-    decode(f, out)
+for i, f in enumerate(files):
+    decode(f, out[i % len(out)])
 clock.batch(len(files), 0)
 clock.report()
 """
@@ -84,14 +85,15 @@ import io, numpy as np, torch; torch.set_num_threads(1)
 from pathlib import Path
 from PIL import Image
 from formats.blend import blend
-from model.shards import LocalShards, ShardReader, members
+from model.shards import LocalShards, ReadMemory, ShardReader, members
 class Samples(torch.utils.data.Dataset):
     def __init__(self, folder):
         self.blend, self.reader = blend([Path(folder)]), ShardReader([LocalShards(Path(folder) / "shards")], ["x"])
+        self.memory = ReadMemory()
     def __len__(self): return len(self.blend.samples.tokens)
     def __getitem__(self, i):
         e = self.blend.entry(i)
-        record, files = members(self.reader._read(e))
+        record, files = members(self.reader._read(e, self.memory.place(e.size)))
         pictures = [torch.from_numpy(np.array(Image.open(io.BytesIO(f)))) for f in files]
         return record, torch.stack(pictures) if pictures else torch.empty(0, 336, 336, 3, dtype=torch.uint8)
 clock.start()
@@ -170,8 +172,9 @@ def cases(folder: Path, samples: int) -> dict[str, tuple[str, tuple[object, ...]
     build = feed_sets.build(folder / "build", samples, words=200)
     short = feed_sets.build(folder / "short", samples, words=2)
     chosen: dict[str, tuple[str, tuple[object, ...]]] = {
-        "decode alone, simplejpeg": (LIMIT, (build, "simplejpeg")),
-        "decode alone, Pillow": (LIMIT, (build, "pillow")),
+        "decode alone, simplejpeg": (LIMIT, (build, "simplejpeg", 1)),
+        "decode alone, simplejpeg, into batches": (LIMIT, (build, "simplejpeg", 800)),
+        "decode alone, Pillow": (LIMIT, (build, "pillow", 1)),
         "feed, 2 threads": (FEED, (build,)),
         "feed, 2 threads, no text": (FEED, (short,)),
         "torch DataLoader over the index, 2 workers": (TAR_INDEX, (build, 2)),

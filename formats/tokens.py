@@ -10,7 +10,9 @@ strings are plain text to Jamba's tokenizer and cost several tokens each; nothin
 """
 
 import hashlib
+import os
 import shutil
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,6 +34,8 @@ IGNORED = -100
 """Label of positions that are not trained on, as PyTorch's cross entropy has it."""
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+_NO_LABEL = array("i", [IGNORED])
+_SHORT, _MOST_KNOWN = 64, 4096  # characters of a text whose ids are kept, and how many such texts
 _PREFIX = {"system": f"{BOS}<|System|>\n", "human": f"{BOS}<|User|>\n", "gpt": f"{BOS}<|Assistant|>\n"}
 
 Conversation = Sequence[Mapping[str, str]]
@@ -73,11 +77,15 @@ class ChatTokenizer:
 
     def __init__(self, file: Path) -> None:
         self.file = file
+        # Our threads and processes tokenise one text each; a pool of threads in each of them would be in the way.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self._tokenizer = Tokenizer.from_file(str(file))
         self._tokenizer.no_truncation()
         self._required_id(BOS)
         self.eos_id = self._required_id(EOS)
         self.image_token_id = self._required_id(IMAGE_TOKEN)
+        self._eos = array("i", [self.eos_id])
+        self._known: dict[str, array[int]] = {}
 
     @classmethod
     def load(cls, name: str, relative_to: Path | None = None) -> "ChatTokenizer":
@@ -124,23 +132,23 @@ class ChatTokenizer:
 
     def encode(self, conversation: Conversation, tokens_per_image: int = TOKENS_PER_IMAGE) -> Encoded:
         """Turns a conversation into token ids and labels."""
-        ids: list[int] = []
-        labels: list[int] = []
+        ids, labels = array("i"), array("i")  # C's int: four bytes
+        image = array("i", [self.image_token_id]) * tokens_per_image
 
-        def add(tokens: list[int], targets: list[int] | None = None) -> None:
+        def add(tokens: "array[int]", targets: "array[int] | None" = None) -> None:
             ids.extend(tokens)
-            labels.extend(targets or [IGNORED] * len(tokens))
+            labels.extend(targets or _NO_LABEL * len(tokens))
 
         for i, turn in enumerate(conversation):
             answer = turn["from"] == "gpt"
             add(self._ids(_PREFIX[turn["from"]]))
             for n, piece in enumerate(turn["value"].split(PLACEHOLDER)):
                 if n:
-                    add([self.image_token_id] * tokens_per_image)
+                    add(image)
                 tokens = self._ids(piece)
                 add(tokens, tokens if answer else None)
-            end = [self.eos_id] if answer and i == len(conversation) - 1 else self._newline
-            add(end, [self.eos_id, *[IGNORED] * (len(end) - 1)] if answer else None)
+            end = self._eos if answer and i == len(conversation) - 1 else self._ids("\n")
+            add(end, self._eos + _NO_LABEL * (len(end) - 1) if answer else None)
         return Encoded(np.asarray(ids, np.int32), np.asarray(labels, np.int32))
 
     def piece(self, token_id: int) -> str:
@@ -160,12 +168,16 @@ class ChatTokenizer:
             raise UsageError(f"{self.file} has no token {token}; LongLLaVA needs Jamba's tokenizer or one like it")
         return found
 
-    @cached_property
-    def _newline(self) -> list[int]:
-        return self._ids("\n")
+    def _ids(self, text: str) -> "array[int]":
+        """A text's ids, not to be changed: those of the template and of what is around images come again and again.
 
-    def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        `encode_batch_fast` gives the ids of `encode` without each token's place in the text, and lets go of the GIL.
+        """
+        if (known := self._known.get(text)) is not None:
+            return known
+        ids = array("i", self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids)
+        if len(text) <= _SHORT and len(self._known) < _MOST_KNOWN:
+            self._known[text] = ids
         return ids
 
 

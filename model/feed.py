@@ -5,7 +5,7 @@ the model works. Where it stands is a few numbers (`state_dict`), good for any n
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -22,10 +22,11 @@ from formats.manifest import SHARDS, TOKENIZER
 from formats.tokens import IGNORED, TOKENS_PER_IMAGE, ChatTokenizer, Encoded
 from model.course import Assigned, Course, Position, Reader
 from model.remote import RemoteBuild, ShardCache, is_remote
-from model.shards import ImageMemory, LocalShards, ShardReader, ShardSource, decode, members
+from model.shards import ImageMemory, LocalShards, ReadMemory, ShardReader, ShardSource, decode, members
 
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
+_SAMPLES, _IMAGES = 8, 32  # a thread makes so many samples in one go, or fewer with so many images
 
 
 @dataclass(frozen=True, repr=False)
@@ -220,7 +221,7 @@ class _Kitchen:
         self._tokenizer = feed.tokenizer
         self._pool = pool
         self._reader = ShardReader(feed._shards, [part.name for part in feed.blend.parts])
-        self._memory = ImageMemory()
+        self._memory, self._read_memory = ImageMemory(), ReadMemory()
 
     def served(self, assigned: Iterator[Assigned]) -> Iterator[tuple[Assigned, PackedSequence]]:
         begun: deque[_Begun] = deque()
@@ -236,13 +237,16 @@ class _Kitchen:
         images = self._memory.images(sum(entry.images for entry in entries))
         ends = np.cumsum([entry.images for entry in entries], dtype=np.int64)
         parts = [images[end - entry.images : end] for end, entry in zip(ends, entries, strict=True)]
-        made = [self._pool.submit(self._make, entry, part) for entry, part in zip(entries, parts, strict=True)]
+        made = [self._pool.submit(self._make_all, task) for task in _tasks(zip(entries, parts, strict=True))]
         return _Begun(assigned, images, parts, made)
+
+    def _make_all(self, task: "_Task") -> list[Encoded | DamageError]:
+        return [self._make(entry, images) for entry, images in task]
 
     def _make(self, entry: Entry, images: np.ndarray) -> Encoded | DamageError:
         """One sample: its tokens and labels; its pictures are put into `images`."""
         try:
-            record, files = members(self._reader.read(entry))
+            record, files = members(self._reader.read(entry, self._read_memory))
             name = f"{self._blend.parts[entry.build].name}: sample {entry.key} in {entry.shard}"
             if len(files) != len(images):
                 raise BuildError(
@@ -269,19 +273,20 @@ class _Kitchen:
             raise DamageError(f"{name}: an image cannot be decoded ({error}); `longllava validate --deep`") from error
 
     def _finish(self, begun: "_Begun") -> tuple[Assigned, PackedSequence]:
-        made = [future.result() for future in begun.made]
+        made = [one for future in begun.made for one in future.result()]
         whole = [i for i, one in enumerate(made) if isinstance(one, Encoded)]
         images = begun.images
         if len(whole) < len(made):
             images = np.concatenate([images[:0], *(begun.parts[i] for i in whole)])
         encoded = [one for one in made if isinstance(one, Encoded)] or [self._nothing]
         rows = begun.assigned.rows[whole] if whole else np.array([-1])
-        ids = np.concatenate([one.ids for one in encoded])
+        ids = np.concatenate([one.ids for one in encoded], dtype=np.int64)
+        labels = np.concatenate([one.labels for one in encoded], dtype=np.int64)
         starts = np.cumsum([0, *(len(one.ids) for one in encoded)])
         at = np.flatnonzero(ids == self._tokenizer.image_token_id)[::TOKENS_PER_IMAGE]
         sequence = PackedSequence(
-            input_ids=torch.from_numpy(ids.astype(np.int64)),
-            labels=torch.from_numpy(np.concatenate([one.labels for one in encoded]).astype(np.int64)),
+            input_ids=torch.from_numpy(ids),
+            labels=torch.from_numpy(labels),
             images=torch.from_numpy(images),
             image_positions=torch.from_numpy(at),
             cu_seqlens=torch.from_numpy(starts.astype(np.int32)),
@@ -308,7 +313,24 @@ class _Begun:
     assigned: Assigned
     images: np.ndarray
     parts: list[np.ndarray]
-    made: "list[Future[Encoded | DamageError]]"
+    made: "list[Future[list[Encoded | DamageError]]]"
+
+
+_Task = list[tuple[Entry, np.ndarray]]
+
+
+def _tasks(samples: Iterable[tuple[Entry, np.ndarray]]) -> Iterator[_Task]:
+    """Samples in their order, a few at a time: handing each over by itself would cost a few per cent of its making."""
+    task: _Task = []
+    images = 0
+    for entry, place in samples:
+        task.append((entry, place))
+        images += entry.images
+        if len(task) == _SAMPLES or images >= _IMAGES:
+            yield task
+            task, images = [], 0
+    if task:
+        yield task
 
 
 def _located(names: Sequence[str], cache: Path | None, cache_bytes: int) -> tuple[list[Path], list[ShardSource]]:

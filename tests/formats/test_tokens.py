@@ -1,6 +1,10 @@
 """formats.tokens against the ids and labels that the authors' own code produced."""
 
 import json
+import os
+import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,6 +78,45 @@ def test_counts_are_the_lengths_of_the_encoding(jamba: ChatTokenizer) -> None:
     assert counts.total == len(encoded.ids) == counts.text + 2 * TOKENS_PER_IMAGE
     assert counts.targets == (encoded.labels != IGNORED).sum()
     assert (encoded.ids == jamba.image_token_id).sum() == 2 * TOKENS_PER_IMAGE
+
+
+PICTURES = [
+    {"from": "human", "value": "<img><image></img>\n<img><image></img>\nWhich is older?"},
+    {"from": "gpt", "value": "The left one, by its frame: " + "a carved one, " * 20},
+]
+
+
+def test_what_comes_again_is_encoded_the_same_whatever_becomes_of_the_first(jamba: ChatTokenizer) -> None:
+    first = jamba.encode(PICTURES)
+    ids, labels = first.ids.tolist(), first.labels.tolist()
+    first.ids[:] = first.labels[:] = 7
+    again = jamba.encode(PICTURES)
+    assert (again.ids.tolist(), again.labels.tolist()) == (ids, labels)
+    copied = pickle.loads(pickle.dumps(jamba)).encode(PICTURES)
+    assert (copied.ids.tolist(), copied.labels.tolist()) == (ids, labels)
+
+
+def test_texts_are_remembered_up_to_a_number_and_encoded_right_beyond_it(
+    tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("formats.tokens._MOST_KNOWN", 3)
+    tokenizer = ChatTokenizer.load(str(tokenizer_folder))
+    for text in ("a b", "c", "a b c d", "\n", "red", "a b", "red", "What colour " * 9):
+        assert list(tokenizer._ids(text)) == tokenizer._tokenizer.encode(text, add_special_tokens=False).ids
+    assert len(tokenizer._known) == 3
+
+
+def test_tokenising_starts_no_threads(tokenizer_folder: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from formats.tokens import ChatTokenizer\n"
+        "threads = lambda: len(list(Path('/proc/self/task').iterdir()))\n"
+        "tokenizer, before = ChatTokenizer.load(sys.argv[1]), threads()\n"
+        "tokenizer.encode([{'from': 'gpt', 'value': 'What colour is the circle? ' * 9}])\n"
+        "print(threads() - before)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "TOKENIZERS_PARALLELISM"}
+    line = [sys.executable, "-c", code, str(tokenizer_folder)]
+    assert subprocess.run(line, env=environment, capture_output=True, text=True, check=True).stdout == "0\n"
 
 
 def test_special_tokens_in_text_are_escaped(jamba: ChatTokenizer) -> None:

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from formats.blend import Blend
 from formats.errors import BuildError, DamageError, UsageError
 from formats.shard import read_sample
 from formats.tokens import IGNORED, ChatTokenizer
-from model.feed import Feed, PackedSequence, pixel_values
+from model.feed import Feed, PackedSequence, _tasks, pixel_values
 
 SAMPLES = (40, 17)
 
@@ -207,11 +208,38 @@ def test_a_state_of_another_mix_is_refused(builds: list[Path]) -> None:
         Feed(builds, seed=1).load_state_dict(state)
 
 
+def test_long_samples_are_made_by_themselves_and_short_ones_a_few_at_a_time(builds: list[Path]) -> None:
+    entry = Feed(builds).blend.entry(0)
+    entries = [replace(entry, images=n, size=i) for i, n in enumerate([1] * 9 + [64, 40, 20, 20, 20])]
+    tasks = list(_tasks((one, np.empty(0)) for one in entries))
+    assert [one.size for task in tasks for one, _ in task] == list(range(len(entries)))
+    assert [len(task) for task in tasks] == [8, 2, 1, 2, 1]
+
+
 def test_a_flipped_byte_stops_training_with_its_sample(builds: list[Path], tmp_path: Path) -> None:
     build = shutil.copytree(builds[0], tmp_path / "b")
     key = flip(build, 13)
     with pytest.raises(DamageError, match=rf"{build}: sample {key} in train-000001\.tar at byte .* is damaged"):
         list(Feed([build]))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_of_several_damaged_samples_the_first_of_the_order_is_named(
+    builds: list[Path], tmp_path: Path, threads: int
+) -> None:
+    build = shutil.copytree(builds[0], tmp_path / "b")
+    order = [row for sequence in Feed([build]) for row in sequence.rows.tolist()]
+    keys = [flip(build, row) for row in order[2:8]]
+    with pytest.raises(DamageError, match=f"sample {keys[0]} "):
+        list(Feed([build], threads=threads))
+
+
+def test_what_a_user_holds_is_never_written_over(builds: list[Path]) -> None:
+    held = []
+    for sequence in Feed(builds, epochs=3, prefetch=1):
+        held = [*held[-4:], (sequence, sequence.images.clone(), sequence.input_ids.clone())]
+        assert all(torch.equal(one.images, images) for one, images, _ in held)
+        assert all(torch.equal(one.input_ids, ids) for one, _, ids in held)
 
 
 def test_damaged_samples_are_left_out_and_told_if_so_chosen(builds: list[Path], tmp_path: Path) -> None:

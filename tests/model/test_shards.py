@@ -1,6 +1,7 @@
 """model.shards: one sample by one read, checked, its pictures decoded exactly."""
 
 import io
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from formats.shard import read_sample
 from model.shards import (
     ImageMemory,
     LocalShards,
+    ReadMemory,
     ShardReader,
     decode,
     members,
@@ -65,6 +67,33 @@ def test_a_cut_and_a_missing_shard_are_errors(build: Path) -> None:
         shards.read(chosen.entry(0))
 
 
+def test_a_thread_reads_into_the_same_memory_again_and_no_other_thread_does(build: Path) -> None:
+    chosen, shards = reader(build)
+    memory = ReadMemory()
+    entries = sorted(map(chosen.entry, range(20)), key=lambda entry: -entry.size)
+    places = set()
+    for entry in entries:
+        data = shards.read(entry, memory)
+        assert data == shards.read(entry)
+        places.add(np.asarray(data).ctypes.data)
+    assert len(places) == 1
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(shards.read, entries[0], memory).result()
+    assert np.asarray(other).ctypes.data not in places
+    assert data == shards.read(entries[-1])
+
+
+def test_what_memory_held_before_does_not_complete_a_sample_that_is_cut(build: Path) -> None:
+    chosen, shards = reader(build)
+    memory = ReadMemory()
+    entry = chosen.entry(8)
+    shards.read(entry, memory)
+    path = build / "shards" / entry.shard
+    path.write_bytes(path.read_bytes()[: entry.offset + entry.size - 512])
+    with pytest.raises(DamageError, match="the shard ends before it"):
+        shards.read(entry, memory)
+
+
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
 @pytest.mark.parametrize("quality", [60, 95])
 def test_pictures_decode_to_pillows_pixels(quality: int, subsampling: int) -> None:
@@ -107,7 +136,8 @@ def test_memory_of_a_batch_is_used_again_only_when_nobody_holds_it() -> None:
     address = first.ctypes.data
     part = torch.from_numpy(first)[1:]
     del first
-    assert memory.images(2).ctypes.data != address  # a slice of a tensor still shows it
+    other = memory.images(2)
+    assert other.ctypes.data != address  # a slice of a tensor still shows it
     part.zero_()
     del part
     assert memory.images(3).ctypes.data == address
@@ -118,3 +148,9 @@ def test_memory_does_not_grow_with_the_sizes_that_have_been() -> None:
     for n in range(1, 20):
         assert memory.images(n).shape == (n, 336, 336, 3)
     assert len(memory._free) == 1
+
+
+def test_a_block_serves_sequences_of_a_few_images_more() -> None:
+    memory = ImageMemory()
+    address = memory.images(70).ctypes.data
+    assert memory.images(100).ctypes.data == address
