@@ -362,7 +362,7 @@ def _inputs(
         **{f"the source {catalog.location.source}": catalog.sha256 for catalog in catalogs},
         **{f"the build {name}": build.manifest["index"]["sha256"] for name, build in earlier.items()},
         **({"the benchmarks' fingerprints": file_sha256(prints)} if prints else {}),
-        "a tool's version": json.dumps(tool_versions()),
+        **{f"the version of {name}": version for name, version in tool_versions().items()},
     }
 
 
