@@ -148,7 +148,7 @@ def _held(folder: Path, progress: Progress) -> Iterator[BinaryIO | None]:
     """Holds a catalog against changes; gives the lock if nobody else holds it too."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("ab")
+        lock = (folder / ".lock").open("a+b")  # NFS gives shared locks only on what can be read
     except OSError:  # a catalog that is only to be read cannot change either
         yield None
         return

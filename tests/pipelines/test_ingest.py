@@ -1,10 +1,12 @@
 """pipelines.ingest on a real Ray: nothing vanishes, and nothing is read twice."""
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
 from pathlib import Path
-from typing import ClassVar
+from typing import BinaryIO, ClassVar
 
 import pyarrow.parquet as pq
 import pytest
@@ -146,6 +148,25 @@ def test_a_catalog_that_is_being_read_stays_as_it_is(tmp_path: Path, executor: E
         assert texts == ["first", "second"]
     assert run(tmp_path / "two", executor, shared) == second
     assert not Path(first.files[0]).exists()
+
+
+def nfs_flock(file: BinaryIO, operation: int) -> None:
+    """`flock` as NFS version 4 has it: a shared lock needs a file open for reading, an exclusive one for writing."""
+    mode = fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE
+    if (operation & fcntl.LOCK_SH and mode == os.O_WRONLY) or (operation & fcntl.LOCK_EX and mode == os.O_RDONLY):
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    _flock(file, operation)
+
+
+_flock = fcntl.flock
+
+
+def test_a_catalog_may_lie_on_nfs(tmp_path: Path, executor: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, [GOOD])
+    monkeypatch.setattr(fcntl, "flock", nfs_flock)
+    first = run(tmp_path, executor)
+    with ingested([first.location], tmp_path / "catalog", executor, Progress()):
+        assert run(tmp_path, executor) == first
 
 
 def test_a_fresh_catalog_may_be_read_only(tmp_path: Path, executor: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
