@@ -1,6 +1,5 @@
 """Reading files below a root that may be a local folder or any fsspec URL."""
 
-import errno
 import hashlib
 import io
 import stat
@@ -14,6 +13,7 @@ from typing import Any, BinaryIO, cast
 import fsspec
 
 from formats.errors import SourceError
+from formats.faults import blaming_storage
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Root:
     """A folder, local ("data/llava15") or remote ("s3://bucket/llava15"), read by paths relative to it.
 
     A remote one that fails, whatever its library raises, raises `ConnectionError`; so does a local one whose disk does
-    not answer (`is_storages_fault`).
+    not answer (`formats.faults`).
     """
 
     url: str
@@ -57,10 +57,11 @@ class Root:
     def _local_mode(self, path: str) -> int | None:
         """What `os.path.exists` looks at, which takes a disk that does not answer for a file that is absent."""
         try:
-            return Path(self.full(path)).stat().st_mode
-        except OSError as error:
-            if is_storages_fault(error):
-                raise ConnectionError(f"{self.full(path)}: {error.strerror}") from error
+            with blaming_storage(self.full(path)):
+                return Path(self.full(path)).stat().st_mode
+        except (ConnectionError, TimeoutError):
+            raise
+        except OSError:
             return None
         except ValueError:  # a null byte in the name
             return None
@@ -163,19 +164,6 @@ class _RemoteFile(io.RawIOBase):
     def close(self) -> None:
         self._remote.close()
         super().close()
-
-
-_FAULTS = frozenset(
-    {
-        *(errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH),
-        *(errno.ENETDOWN, errno.ENETUNREACH, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN),
-    }
-)
-
-
-def is_storages_fault(error: OSError) -> bool:
-    """Whether an error tells of a disk, a shared file system or a machine in need, and nothing of the file."""
-    return isinstance(error, (ConnectionError, TimeoutError)) or error.errno in _FAULTS
 
 
 def absolute(url: str) -> str:
