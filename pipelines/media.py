@@ -262,8 +262,12 @@ class _Folder:
             if info["type"] == "other":  # a pipe or device, which may have no end
                 raise Reject("media-unreadable", f"{member} is no file")
             limit = _LIMITS[kind] if local_video else _memory_limit(kind)
-            _check_size(info["size"], limit, member)
-            return self._root.full(member) if local_video else self._root.read(member)
+            if info["size"] is not None:  # which some HTTP servers do not tell
+                _check_size(info["size"], limit, member)
+            if local_video:
+                return self._root.full(member)
+            with self._root.open(member) as file:
+                return _read_up_to(file, limit, member)
 
 
 class _Archive(Protocol):

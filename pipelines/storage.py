@@ -131,10 +131,32 @@ def _blaming_the_network(url: str) -> Iterator[None]:
     """
     try:
         yield
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        raise
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        if (fault := _hidden_fault(error)) is None:
+            raise
+        raise ConnectionError(f"{url}: {type(fault).__name__}: {fault}") from error
     except Exception as error:
         raise ConnectionError(f"{url}: {type(error).__name__}: {error}") from error
+
+
+def _hidden_fault(error: BaseException) -> BaseException | None:
+    """Why a file was said to be absent, if nobody has looked: fsspec says so of HTTP servers that do not answer."""
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    if cause is None or isinstance(cause, LookupError) or _http_status(cause) in (404, 410):
+        return None  # not in a table of contents; not on the server
+    return _hidden_fault(cause) if isinstance(cause, (FileNotFoundError, NotADirectoryError)) else cause
+
+
+def _http_status(error: BaseException) -> int | None:
+    """What a server has answered, as aiohttp, requests, Azure's and botocore's exceptions hold it."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):
+        return cast(int | None, response.get("ResponseMetadata", {}).get("HTTPStatusCode"))
+    for holder in (error, response):
+        for name in ("status", "status_code", "code"):
+            if isinstance(status := getattr(holder, name, None), int):
+                return status
+    return None
 
 
 class _RemoteFile(io.RawIOBase):
