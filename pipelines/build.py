@@ -27,6 +27,7 @@ from pipelines.executor import Executor
 from pipelines.finish import Finisher, origins
 from pipelines.glimpses import thumbnails
 from pipelines.ingest import Catalog, Location, ingested
+from pipelines.locks import flock
 from pipelines.materialise import Settings, ShardTask, build_shard
 from pipelines.notes import ShardNote, load_note
 from pipelines.plan import EarlierBuild, Planner, Pool, Round, fingerprints
@@ -271,7 +272,7 @@ def alone(out: Path) -> Iterator[Path]:
         raise BuildError(f"{out}: cannot be made ({error})") from error
     with (work / "lock").open("w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB, "--out")
         except BlockingIOError as error:
             raise BuildError(f"{out}: another build is at work there; wait for it or choose another --out") from error
         for stray in (*out.glob(".*.tmp"), *out.glob("*/.*.tmp")):

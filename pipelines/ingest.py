@@ -17,6 +17,7 @@ from formats.errors import BuildError, SourceError
 from formats.manifest import fingerprint, temporary, write_atomically
 from formats.sample import Sample
 from pipelines.executor import Executor
+from pipelines.locks import flock
 from pipelines.progress import Progress
 from pipelines.sources.base import Rejected, Source
 from pipelines.sources.registry import source_named
@@ -115,7 +116,7 @@ class Catalog:
 def ingested(
     locations: Sequence[Location], catalog: Path, executor: Executor, progress: Progress
 ) -> Iterator[list[Catalog]]:
-    """The up-to-date catalogs of some sources; they stay as they are for as long as the context lasts.
+    """The up-to-date catalogs of some sources, by name; they stay as they are for as long as the context lasts.
 
     Parts are never changed once they have their names. One that is of no use any more is removed only while nobody
     else reads the catalog, so that builds with other data may share it.
@@ -125,6 +126,8 @@ def ingested(
         BuildError: if the catalog cannot be written.
     """
     catalog = catalog.resolve()
+    # Each once, and in one order for all commands: they wait for one another's catalogs, but never in a circle.
+    locations = sorted({*locations}, key=lambda place: place.source)
     with ExitStack() as held:
         try:
             alone = {place.source: held.enter_context(_held(catalog / place.source, progress)) for place in locations}
@@ -137,7 +140,7 @@ def ingested(
             for done in catalogs:
                 if lock := alone[done.location.source]:
                     _remove_stale(done)
-                    fcntl.flock(lock, fcntl.LOCK_SH)
+                    flock(lock, fcntl.LOCK_SH, "--catalog")
         except OSError as error:
             raise BuildError(f"{catalog}: {error}; name another place for catalogs with --catalog") from error
         yield catalogs
@@ -154,10 +157,10 @@ def _held(folder: Path, progress: Progress) -> Iterator[BinaryIO | None]:
         return
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB, "--catalog")
         except BlockingIOError:
             progress.note(f"{folder} is in use; waiting if somebody is writing it")
-            fcntl.flock(lock, fcntl.LOCK_SH)
+            flock(lock, fcntl.LOCK_SH, "--catalog")
             yield None
         else:
             yield lock
