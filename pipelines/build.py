@@ -32,7 +32,7 @@ from pipelines.materialise import Settings, ShardTask, build_shard
 from pipelines.notes import ShardNote, load_note
 from pipelines.plan import EarlierBuild, Planner, Pool, Round, fingerprints
 from pipelines.progress import Progress
-from pipelines.storage import absolute
+from pipelines.storage import absolute, refuse_odd_bytes
 from pipelines.tools import tool_versions
 from recipes.schema import Recipe
 
@@ -52,6 +52,9 @@ class Request:
         catalog: where catalogs are kept.
         workers, address: see `Executor`.
         tokenizer: its file, if not where the recipe says.
+
+    Raises:
+        UsageError: if a path is not UTF-8.
     """
 
     recipe: Recipe
@@ -62,6 +65,10 @@ class Request:
     workers: int | None = None
     address: str | None = None
     tokenizer: Path | None = None
+
+    def __post_init__(self) -> None:
+        for path in (absolute(self.data), self.out.absolute(), self.catalog.absolute(), self.recipe_folder.absolute()):
+            refuse_odd_bytes(path)
 
     def location(self, source: str) -> Location:
         """Where a source lies: as the recipe says, or below `data`."""

@@ -21,7 +21,7 @@ from pipelines.locks import flock
 from pipelines.progress import Progress
 from pipelines.sources.base import Rejected, Source
 from pipelines.sources.registry import source_named
-from pipelines.storage import Root, absolute
+from pipelines.storage import Root, absolute, refuse_odd_bytes
 from recipes.schema import SourceLocation
 
 MARKS = ("n_refusals", "n_emails", "n_phones", "n_cards", "language_mismatch")
@@ -41,10 +41,17 @@ class Location:
 
     @classmethod
     def below(cls, data: str, source: str, override: SourceLocation | None = None) -> "Location":
-        """A source's folder below `data`, unless a recipe says otherwise; absolute, for workers elsewhere."""
+        """A source's folder below `data`, unless a recipe says otherwise; absolute, for workers elsewhere.
+
+        Raises:
+            UsageError: if one is a path that is not UTF-8.
+        """
         annotations = (override and override.annotations) or f"{data.rstrip('/')}/{source}"
         media = (override and override.media_root) or annotations
-        return cls(source, absolute(annotations), absolute(media))
+        place = cls(source, absolute(annotations), absolute(media))
+        refuse_odd_bytes(place.annotations)
+        refuse_odd_bytes(place.media)
+        return place
 
 
 @dataclass(frozen=True, slots=True)

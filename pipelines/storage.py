@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, cast
 
 import fsspec
 
-from formats.errors import SourceError
+from formats.errors import SourceError, UsageError
 from formats.faults import blaming_storage
 
 
@@ -28,7 +28,10 @@ class Root:
 
     @cached_property
     def _fs(self) -> tuple[fsspec.AbstractFileSystem, str]:
-        fs, base = fsspec.core.url_to_fs(self.url)
+        if "://" in self.url:
+            fs, base = fsspec.core.url_to_fs(self.url)
+        else:  # a path, in which "::" has no meaning
+            fs, base = fsspec.filesystem("file"), str(Path(self.url).expanduser().absolute())
         return fs, base.rstrip("/")
 
     @property
@@ -191,6 +194,16 @@ class _RemoteFile(io.RawIOBase):
 def absolute(url: str) -> str:
     """A URL as it is, a local path made absolute."""
     return url if "://" in url else str(Path(url).resolve())
+
+
+def refuse_odd_bytes(path: str | Path) -> None:
+    """Raises `UsageError` for a path that is not UTF-8, of which Python keeps the odd bytes as lone surrogates."""
+    text = str(path)
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise UsageError(
+            f"{text.encode('utf-8', 'backslashreplace').decode()}: this path is not UTF-8, and neither Ray nor a"
+            " manifest can hold it; rename what is marked by \\udc"
+        )
 
 
 def refuse_stand_in(head: bytes, where: str) -> None:

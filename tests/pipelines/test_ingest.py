@@ -15,12 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from formats.catalog import CATALOG_SCHEMA, from_row, to_row
-from formats.errors import BuildError, SourceError
+from formats.errors import BuildError, SourceError, UsageError
 from formats.sample import Media, Sample, Turn
-from pipelines.build import alone
+from pipelines.build import Request, alone
 from pipelines.executor import Executor
 from pipelines.ingest import Catalog, Location, ingested
 from pipelines.progress import Progress
+from recipes.schema import Recipe
+from validators.folder import Folder
 
 FILE = "llava_v1_5_mix665k.json"
 GOOD = {"id": 1, "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}
@@ -254,9 +256,22 @@ def test_a_fresh_catalog_may_be_read_only(tmp_path: Path, executor: Executor, mo
     assert run(tmp_path, executor) == first
 
 
-def test_brackets_in_a_path_are_just_characters(tmp_path: Path, executor: Executor) -> None:
-    write(tmp_path / "da[1]ta*", [GOOD])
-    assert run(tmp_path / "da[1]ta*", executor).summary()["usable"] == 1
+@pytest.mark.parametrize("name", ["da[1]ta*", "a::b", "file::zip"])
+def test_brackets_and_colons_in_a_path_are_just_characters(tmp_path: Path, executor: Executor, name: str) -> None:
+    write(tmp_path / name, [GOOD])
+    assert run(tmp_path / name, executor).summary()["usable"] == 1
+    assert Folder(str(tmp_path / name)).size(f"llava15/{FILE}")
+
+
+def test_a_path_that_is_not_utf8_is_refused_in_words(tmp_path: Path) -> None:
+    odd = tmp_path / os.fsdecode(b"d\xe9")
+    for given in ({"data": odd}, {"out": odd}, {"catalog": odd}):
+        places = {"data": tmp_path, "out": tmp_path, "catalog": tmp_path, **given}
+        with pytest.raises(UsageError, match=r"/d\\udce9: this path is not UTF-8") as caught:
+            Request(Recipe.model_construct(), tmp_path, str(places["data"]), places["out"], places["catalog"])
+        assert str(caught.value).isascii()
+    with pytest.raises(UsageError, match="this path is not UTF-8"):
+        Location.below(str(odd), "llava15")
 
 
 def test_a_set_that_is_not_there_says_how_to_get_it(tmp_path: Path, executor: Executor) -> None:
