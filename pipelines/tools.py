@@ -8,6 +8,9 @@ from hashlib import sha256
 from importlib import resources
 from importlib.resources.abc import Traversable
 
+import av
+from PIL import features
+
 from formats.errors import BuildError
 from formats.manifest import fingerprint
 
@@ -15,6 +18,8 @@ VERSION = "0.1.0"
 """The project's; pyproject.toml takes it from here, so that a checkout that is not installed knows it too."""
 
 _TOOLS = ("pillow", "simplejpeg", "numpy", "av", "tokenizers", "pyarrow", "duckdb", "pycld2")
+_FFMPEG = ("libavcodec", "libavformat", "libavutil", "libswscale")
+_CODECS = ("avif", "jpg", "jpg_2000", "libjpeg_turbo", "libtiff", "littlecms2", "webp", "zlib", "zlib_ng")
 _PACKAGES = ("formats", "recipes", "pipelines")
 ONLY_TELL = frozenset(
     f"pipelines/{name}"
@@ -28,8 +33,18 @@ ONLY_TELL = frozenset(
 
 @cache
 def tool_versions() -> Mapping[str, str]:
-    """Version by name of distribution, of this process's machine; of this project with a hash of its sources."""
-    return {"longllava": _own_version(), **{name: importlib.metadata.version(name) for name in _TOOLS}}
+    """Version by name of distribution, of this process's machine; of this project with a hash of its sources.
+
+    Then those of the libraries that PyAV and Pillow decode with: packagers build the same version with others.
+    """
+    return {
+        "longllava": _own_version(),
+        **{name: importlib.metadata.version(name) for name in _TOOLS},
+        "ffmpeg": ", ".join(f"{name} {'.'.join(map(str, av.library_versions[name]))}" for name in _FFMPEG),
+        "pillow's codecs": ", ".join(
+            f"{name} {features.version(name)}" for name in _CODECS if name in features.get_supported()
+        ),
+    }
 
 
 def _own_version() -> str:

@@ -6,7 +6,9 @@ import sys
 import tomllib
 from pathlib import Path
 
+import av
 import pytest
+from PIL import features
 
 from formats.errors import BuildError
 from pipelines.materialise import Settings, ShardTask, build_shard
@@ -85,6 +87,18 @@ def test_a_machine_with_another_decoder_is_named():
     pillow = tool_versions()["pillow"]
     with pytest.raises(BuildError, match=f"{socket.gethostname()} has pillow {pillow}, not 9.0.0"):
         refuse_other_tools({**tool_versions(), "pillow": "9.0.0"})
+
+
+def test_a_machine_whose_av_and_pillow_hold_other_libraries_is_named(monkeypatch: pytest.MonkeyPatch):
+    elsewhere = dict(tool_versions())
+    monkeypatch.setitem(av.library_versions, "libavcodec", (61, 19, 101))
+    monkeypatch.setattr(features, "version", lambda name: {"libjpeg_turbo": "2.1.5"}.get(name, "1"))
+    tool_versions.cache_clear()
+    try:
+        with pytest.raises(BuildError, match=r"has ffmpeg libavcodec 61\.19\.101, .*, pillow's codecs .*turbo 2\.1\.5"):
+            refuse_other_tools(elsewhere)
+    finally:
+        tool_versions.cache_clear()
 
 
 def test_no_shard_is_made_with_other_tools(tmp_path):
