@@ -18,6 +18,7 @@ from PIL import Image
 
 from formats import video_pyav
 from formats.errors import Reject, UsageError
+from formats.faults import blaming_storage
 from formats.imaging import (
     IMAGE_TYPES,
     SIDE,
@@ -71,12 +72,13 @@ def frames(
         Reject: "unknown-format", "broken-video", "broken-image" (of a still), "too-large", "media-unreadable", or
             "bad-record" if `end` is not after `start`.
         UsageError: if the decoder is not installed.
+        ConnectionError, TimeoutError: the storage's fault, not the file's.
     """
     if start is not None and end is not None and end <= start:
         raise Reject("bad-record", f"the clip ends at {end} s but starts at {start} s")
     kind = sniff(_head(source))
     if kind in IMAGE_TYPES and kind != "gif":
-        image = decode(Path(source).read_bytes() if isinstance(source, str) else source, images)
+        image = decode(_content(source), images)
         return [stored(fit(image), "frame", image.size, images, time=0.0)]
     if kind not in DEMUXERS:
         raise Reject("unknown-format", f"not a video that is read here: {kind or repr(_head(source)[:16])}")
@@ -89,13 +91,13 @@ def frames(
             shots = _read_decord(source, choose_frames, images)
         else:
             shots = video_pyav.read(source, kind, choose_frames, video.min_decodable, images)
-    except (Reject, UsageError):
+    except (Reject, UsageError, ConnectionError, TimeoutError):
         raise
     except MemoryError as error:
         raise Reject("too-large", str(error) or "out of memory") from error
     except Exception as error:  # both libraries let FFmpeg's many errors through, and their own on top
-        # An FFmpeg error's own text names the file, and so would make a ledger depend on where the data lies.
-        what = error.strerror if isinstance(error, FFmpegError) else error
+        # These errors' own texts name the file, and so would make a ledger depend on where the data lies.
+        what = error.strerror if isinstance(error, (FFmpegError, OSError)) else error
         raise Reject("broken-video", f"{type(error).__name__}: {what}") from error
     return [
         stored(pad(s.image, SIDE, SIDE), "frame", s.size, images, time=round(float(s.time), 3), shown=s.image.size)
@@ -104,11 +106,17 @@ def frames(
 
 
 def _head(source: str | bytes) -> bytes:
+    return _content(source, 512)
+
+
+def _content(source: str | bytes, limit: int | None = None) -> bytes:
     if isinstance(source, bytes):
-        return source[:512]
+        return source[:limit]
     try:
-        with Path(source).open("rb") as f:
-            return f.read(512)
+        with blaming_storage(Path(source).name), Path(source).open("rb") as f:
+            return f.read() if limit is None else f.read(limit)
+    except (ConnectionError, TimeoutError):
+        raise
     except OSError as error:
         raise Reject("media-unreadable", f"{Path(source).name}: {error.strerror}") from error
 
@@ -168,6 +176,14 @@ def thin(items: list[T], most: int) -> list[T]:
 # decord -------------------------------------------------------------------------------------------------------------
 
 
+def _refuse_faults(source: str | bytes) -> None:
+    """Reads a file through, and raises what its storage does."""
+    if isinstance(source, str):
+        with blaming_storage(Path(source).name), Path(source).open("rb", buffering=0) as file:
+            while file.read(1 << 20):
+                pass
+
+
 def _read_decord(source: str | bytes, choose: Choose, images: ImageSettings) -> list[Shot]:
     try:
         import decord
@@ -175,6 +191,7 @@ def _read_decord(source: str | bytes, choose: Choose, images: ImageSettings) -> 
         raise UsageError(
             "video.decoder is 'decord', which is not installed: pip install 'longllava[decord]', or set it to 'pyav'"
         ) from error
+    _refuse_faults(source)  # which decord takes for the end of the file
     reader = decord.VideoReader(io.BytesIO(source) if isinstance(source, bytes) else source, num_threads=1)
     spans = reader.get_frame_timestamp(range(len(reader))).tolist()
     times = [Fraction(span[0]) - Fraction(spans[0][0]) for span in spans]

@@ -13,7 +13,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import av
 from av.error import FFmpegError
@@ -22,6 +23,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from PIL import Image
 
 from formats.errors import Reject
+from formats.faults import blaming_storage
 from formats.imaging import SIDE, ImageSettings, check_pixels, on_white
 
 Choose = Callable[[Sequence[Fraction], Fraction], list[int]]
@@ -60,6 +62,42 @@ class _NotAsListedError(Exception):
     """Decoding did not give what the packets said."""
 
 
+class _OnDisk:
+    """A file for FFmpeg to read, which takes a storage that fails for the end of the file.
+
+    What failed is kept until FFmpeg is done, and raised then whatever it has made of the rest.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._name = Path(path).name
+        self._fault: OSError | None = None
+        with blaming_storage(self._name):
+            self._file = Path(path).open("rb", buffering=0)  # noqa: SIM115
+
+    def read(self, size: int) -> bytes:
+        if self._fault is None:
+            try:
+                return self._file.read(size) or b""
+            except OSError as error:
+                self._fault = error
+        return b""
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        if self._fault is not None:
+            with blaming_storage(self._name):
+                raise self._fault
+
+
 @dataclass(frozen=True, slots=True)
 class _File:
     """A video file, opened anew for each pass over it."""
@@ -71,8 +109,8 @@ class _File:
     @contextmanager
     def opened(self) -> Iterator[tuple[Any, Any]]:
         """The container and its first stream of moving pictures; a cover picture is none."""
-        file = io.BytesIO(self.source) if isinstance(self.source, bytes) else f"file:{self.source}"
-        with av.open(file, format=DEMUXERS[self.kind], metadata_errors="ignore") as container:
+        content = io.BytesIO(self.source) if isinstance(self.source, bytes) else _OnDisk(self.source)
+        with content, av.open(content, format=DEMUXERS[self.kind], metadata_errors="ignore") as container:
             stream = next((s for s in container.streams.video if not s.disposition & Disposition.attached_pic), None)
             if stream is None or stream.codec_context is None:
                 raise Reject("unknown-format", f"no video that FFmpeg can decode in this {self.kind} file")
@@ -123,7 +161,8 @@ def read(source: str | bytes, kind: str, choose: Choose, min_decodable: float, i
 
     Raises:
         Reject: "broken-video" if too little can be decoded, "unknown-format", "too-large".
-        FFmpegError: if the file cannot be opened at all.
+        FFmpegError, OSError: if the file cannot be opened at all.
+        ConnectionError: the storage's fault, not the file's.
     """
     file = _File(source, kind, images)
     listing = _list_packets(file)

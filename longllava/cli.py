@@ -121,7 +121,9 @@ def ingest(
     from pipelines.executor import Executor
     from pipelines.ingest import Location, ingested
     from pipelines.inventory import present_sources
+    from pipelines.storage import refuse_odd_bytes
 
+    refuse_odd_bytes(out.absolute())
     names = source or present_sources(data)
     if not names:
         raise UsageError(

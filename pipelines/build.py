@@ -27,11 +27,12 @@ from pipelines.executor import Executor
 from pipelines.finish import Finisher, origins
 from pipelines.glimpses import thumbnails
 from pipelines.ingest import Catalog, Location, ingested
+from pipelines.locks import flock
 from pipelines.materialise import Settings, ShardTask, build_shard
 from pipelines.notes import ShardNote, load_note
 from pipelines.plan import EarlierBuild, Planner, Pool, Round, fingerprints
 from pipelines.progress import Progress
-from pipelines.storage import absolute
+from pipelines.storage import absolute, refuse_odd_bytes
 from pipelines.tools import tool_versions
 from recipes.schema import Recipe
 
@@ -51,6 +52,9 @@ class Request:
         catalog: where catalogs are kept.
         workers, address: see `Executor`.
         tokenizer: its file, if not where the recipe says.
+
+    Raises:
+        UsageError: if a path is not UTF-8.
     """
 
     recipe: Recipe
@@ -61,6 +65,10 @@ class Request:
     workers: int | None = None
     address: str | None = None
     tokenizer: Path | None = None
+
+    def __post_init__(self) -> None:
+        for path in (absolute(self.data), self.out.absolute(), self.catalog.absolute(), self.recipe_folder.absolute()):
+            refuse_odd_bytes(path)
 
     def location(self, source: str) -> Location:
         """Where a source lies: as the recipe says, or below `data`."""
@@ -271,7 +279,7 @@ def alone(out: Path) -> Iterator[Path]:
         raise BuildError(f"{out}: cannot be made ({error})") from error
     with (work / "lock").open("w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB, "--out")
         except BlockingIOError as error:
             raise BuildError(f"{out}: another build is at work there; wait for it or choose another --out") from error
         for stray in (*out.glob(".*.tmp"), *out.glob("*/.*.tmp")):
@@ -362,7 +370,7 @@ def _inputs(
         **{f"the source {catalog.location.source}": catalog.sha256 for catalog in catalogs},
         **{f"the build {name}": build.manifest["index"]["sha256"] for name, build in earlier.items()},
         **({"the benchmarks' fingerprints": file_sha256(prints)} if prints else {}),
-        "a tool's version": json.dumps(tool_versions()),
+        **{f"the version of {name}": version for name, version in tool_versions().items()},
     }
 
 

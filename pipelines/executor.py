@@ -350,6 +350,9 @@ class _SessionFolder:
     """Ray's sockets and logs of one session; a folder of a process that was killed is removed by the next.
 
     It lies in /tmp, or in RAY_TMPDIR, since the path of a Unix socket has at most 107 characters.
+
+    Raises:
+        BuildError: if it cannot be made.
     """
 
     def __init__(self) -> None:
@@ -357,8 +360,14 @@ class _SessionFolder:
         for stale in Path(base).glob(f"{_PREFIX}*"):
             with suppress(OSError):
                 _remove_stale(stale)
-        self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
-        self._lock = _locked(self.path)  # goes when this process does
+        try:
+            self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
+            self._lock = _locked(self.path)  # goes when this process does
+        except OSError as error:
+            raise BuildError(
+                f"{base}: no folder can be made there for Ray ({error.strerror}); name one by the environment's"
+                " RAY_TMPDIR that exists, is local, yours to write and short"
+            ) from error
 
     def remove(self, log: Path | None) -> None:
         """Removes it, after Ray's own logs have been moved to `log`."""

@@ -17,10 +17,11 @@ from formats.errors import BuildError, SourceError
 from formats.manifest import fingerprint, temporary, write_atomically
 from formats.sample import Sample
 from pipelines.executor import Executor
+from pipelines.locks import flock
 from pipelines.progress import Progress
 from pipelines.sources.base import Rejected, Source
 from pipelines.sources.registry import source_named
-from pipelines.storage import Root, absolute
+from pipelines.storage import Root, absolute, refuse_odd_bytes
 from recipes.schema import SourceLocation
 
 MARKS = ("n_refusals", "n_emails", "n_phones", "n_cards", "language_mismatch")
@@ -40,10 +41,17 @@ class Location:
 
     @classmethod
     def below(cls, data: str, source: str, override: SourceLocation | None = None) -> "Location":
-        """A source's folder below `data`, unless a recipe says otherwise; absolute, for workers elsewhere."""
+        """A source's folder below `data`, unless a recipe says otherwise; absolute, for workers elsewhere.
+
+        Raises:
+            UsageError: if one is a path that is not UTF-8.
+        """
         annotations = (override and override.annotations) or f"{data.rstrip('/')}/{source}"
         media = (override and override.media_root) or annotations
-        return cls(source, absolute(annotations), absolute(media))
+        place = cls(source, absolute(annotations), absolute(media))
+        refuse_odd_bytes(place.annotations)
+        refuse_odd_bytes(place.media)
+        return place
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +123,7 @@ class Catalog:
 def ingested(
     locations: Sequence[Location], catalog: Path, executor: Executor, progress: Progress
 ) -> Iterator[list[Catalog]]:
-    """The up-to-date catalogs of some sources; they stay as they are for as long as the context lasts.
+    """The up-to-date catalogs of some sources, by name; they stay as they are for as long as the context lasts.
 
     Parts are never changed once they have their names. One that is of no use any more is removed only while nobody
     else reads the catalog, so that builds with other data may share it.
@@ -125,6 +133,8 @@ def ingested(
         BuildError: if the catalog cannot be written.
     """
     catalog = catalog.resolve()
+    # Each once, and in one order for all commands: they wait for one another's catalogs, but never in a circle.
+    locations = sorted({*locations}, key=lambda place: place.source)
     with ExitStack() as held:
         try:
             alone = {place.source: held.enter_context(_held(catalog / place.source, progress)) for place in locations}
@@ -137,7 +147,7 @@ def ingested(
             for done in catalogs:
                 if lock := alone[done.location.source]:
                     _remove_stale(done)
-                    fcntl.flock(lock, fcntl.LOCK_SH)
+                    flock(lock, fcntl.LOCK_SH, "--catalog")
         except OSError as error:
             raise BuildError(f"{catalog}: {error}; name another place for catalogs with --catalog") from error
         yield catalogs
@@ -148,16 +158,16 @@ def _held(folder: Path, progress: Progress) -> Iterator[BinaryIO | None]:
     """Holds a catalog against changes; gives the lock if nobody else holds it too."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("ab")
+        lock = (folder / ".lock").open("a+b")  # NFS gives shared locks only on what can be read
     except OSError:  # a catalog that is only to be read cannot change either
         yield None
         return
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB, "--catalog")
         except BlockingIOError:
             progress.note(f"{folder} is in use; waiting if somebody is writing it")
-            fcntl.flock(lock, fcntl.LOCK_SH)
+            flock(lock, fcntl.LOCK_SH, "--catalog")
             yield None
         else:
             yield lock

@@ -19,10 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from formats.errors import Reject
+from formats.faults import blaming_storage
 from formats.imaging import EncodedImage, ImageSettings, decode, fit, patched, picture, stored
 from formats.sample import Kind, Media
 from formats.video import VideoSettings, frames, thin
-from pipelines.storage import Root, is_storages_fault
+from pipelines.storage import Root
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".gif", ".flv", ".wmv", ".m4v", ".mpg", ".mpeg", ".ts")
@@ -196,7 +197,10 @@ def _names(media: Media) -> Iterator[str]:
 def _readable(where: str) -> Iterator[None]:
     """Turns the errors of unreadable files into `Reject`, those of their storage into `ConnectionError`."""
     try:
-        yield
+        with blaming_storage(where):
+            yield
+    except (ConnectionError, TimeoutError):
+        raise
     except (
         OSError,
         EOFError,
@@ -209,10 +213,6 @@ def _readable(where: str) -> Iterator[None]:
         tarfile.TarError,
         pa.ArrowException,
     ) as error:
-        if isinstance(error, (ConnectionError, TimeoutError)):
-            raise
-        if isinstance(error, OSError) and is_storages_fault(error):
-            raise ConnectionError(f"{where}: {error.strerror}") from error
         what = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise Reject("media-unreadable", f"{where}: {type(error).__name__}: {what}") from error
 
@@ -262,8 +262,12 @@ class _Folder:
             if info["type"] == "other":  # a pipe or device, which may have no end
                 raise Reject("media-unreadable", f"{member} is no file")
             limit = _LIMITS[kind] if local_video else _memory_limit(kind)
-            _check_size(info["size"], limit, member)
-            return self._root.full(member) if local_video else self._root.read(member)
+            if info["size"] is not None:  # which some HTTP servers do not tell
+                _check_size(info["size"], limit, member)
+            if local_video:
+                return self._root.full(member)
+            with self._root.open(member) as file:
+                return _read_up_to(file, limit, member)
 
 
 class _Archive(Protocol):

@@ -1,6 +1,5 @@
 """Reading files below a root that may be a local folder or any fsspec URL."""
 
-import errno
 import hashlib
 import io
 import stat
@@ -13,7 +12,8 @@ from typing import Any, BinaryIO, cast
 
 import fsspec
 
-from formats.errors import SourceError
+from formats.errors import SourceError, UsageError
+from formats.faults import blaming_storage
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,17 @@ class Root:
     """A folder, local ("data/llava15") or remote ("s3://bucket/llava15"), read by paths relative to it.
 
     A remote one that fails, whatever its library raises, raises `ConnectionError`; so does a local one whose disk does
-    not answer (`is_storages_fault`).
+    not answer (`formats.faults`).
     """
 
     url: str
 
     @cached_property
     def _fs(self) -> tuple[fsspec.AbstractFileSystem, str]:
-        fs, base = fsspec.core.url_to_fs(self.url)
+        if "://" in self.url:
+            fs, base = fsspec.core.url_to_fs(self.url)
+        else:  # a path, in which "::" has no meaning
+            fs, base = fsspec.filesystem("file"), str(Path(self.url).expanduser().absolute())
         return fs, base.rstrip("/")
 
     @property
@@ -57,10 +60,11 @@ class Root:
     def _local_mode(self, path: str) -> int | None:
         """What `os.path.exists` looks at, which takes a disk that does not answer for a file that is absent."""
         try:
-            return Path(self.full(path)).stat().st_mode
-        except OSError as error:
-            if is_storages_fault(error):
-                raise ConnectionError(f"{self.full(path)}: {error.strerror}") from error
+            with blaming_storage(self.full(path)):
+                return Path(self.full(path)).stat().st_mode
+        except (ConnectionError, TimeoutError):
+            raise
+        except OSError:
             return None
         except ValueError:  # a null byte in the name
             return None
@@ -130,10 +134,32 @@ def _blaming_the_network(url: str) -> Iterator[None]:
     """
     try:
         yield
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        raise
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        if (fault := _hidden_fault(error)) is None:
+            raise
+        raise ConnectionError(f"{url}: {type(fault).__name__}: {fault}") from error
     except Exception as error:
         raise ConnectionError(f"{url}: {type(error).__name__}: {error}") from error
+
+
+def _hidden_fault(error: BaseException) -> BaseException | None:
+    """Why a file was said to be absent, if nobody has looked: fsspec says so of HTTP servers that do not answer."""
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    if cause is None or isinstance(cause, LookupError) or _http_status(cause) in (404, 410):
+        return None  # not in a table of contents; not on the server
+    return _hidden_fault(cause) if isinstance(cause, (FileNotFoundError, NotADirectoryError)) else cause
+
+
+def _http_status(error: BaseException) -> int | None:
+    """What a server has answered, as aiohttp, requests, Azure's and botocore's exceptions hold it."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):
+        return cast(int | None, response.get("ResponseMetadata", {}).get("HTTPStatusCode"))
+    for holder in (error, response):
+        for name in ("status", "status_code", "code"):
+            if isinstance(status := getattr(holder, name, None), int):
+                return status
+    return None
 
 
 class _RemoteFile(io.RawIOBase):
@@ -165,22 +191,19 @@ class _RemoteFile(io.RawIOBase):
         super().close()
 
 
-_FAULTS = frozenset(
-    {
-        *(errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH),
-        *(errno.ENETDOWN, errno.ENETUNREACH, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN),
-    }
-)
-
-
-def is_storages_fault(error: OSError) -> bool:
-    """Whether an error tells of a disk, a shared file system or a machine in need, and nothing of the file."""
-    return isinstance(error, (ConnectionError, TimeoutError)) or error.errno in _FAULTS
-
-
 def absolute(url: str) -> str:
     """A URL as it is, a local path made absolute."""
     return url if "://" in url else str(Path(url).resolve())
+
+
+def refuse_odd_bytes(path: str | Path) -> None:
+    """Raises `UsageError` for a path that is not UTF-8, of which Python keeps the odd bytes as lone surrogates."""
+    text = str(path)
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise UsageError(
+            f"{text.encode('utf-8', 'backslashreplace').decode()}: this path is not UTF-8, and neither Ray nor a"
+            " manifest can hold it; rename what is marked by \\udc"
+        )
 
 
 def refuse_stand_in(head: bytes, where: str) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 from functools import cached_property
+from pathlib import Path
 from typing import BinaryIO, cast
 
 import fsspec
@@ -11,7 +12,10 @@ class Folder:
     """A build directory; every path is relative to it."""
 
     def __init__(self, url: str) -> None:
-        self._fs, base = fsspec.core.url_to_fs(url)
+        if "://" in url:
+            self._fs, base = fsspec.core.url_to_fs(url)
+        else:  # a path, in which "::" has no meaning
+            self._fs, base = fsspec.filesystem("file"), str(Path(url).expanduser().absolute())
         self._base = base.rstrip("/")
 
     def _full(self, path: str) -> str:

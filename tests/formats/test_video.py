@@ -1,3 +1,4 @@
+import errno
 import importlib.util
 import io
 import struct
@@ -332,6 +333,31 @@ def test_damage_in_the_middle_costs_only_what_depends_on_it(tmp_path):
     assert [number_of(f.jpeg) for f in got] == [0, 30, 59, 90, 120]
     with pytest.raises(Reject, match="146 of 150 frames"):
         frames(bytes(data), VideoSettings(min_decodable=0.98), IMAGES)
+
+
+class FailingDisk(io.FileIO):
+    """A file of which everything after the first bytes lies where the disk does not answer."""
+
+    good = 0
+
+    def read(self, size=-1):
+        left = self.good - self.tell()
+        if left <= 0 or size < 0:
+            raise OSError(errno.EIO, "Input/output error")
+        return super().read(min(size, left))
+
+
+@pytest.mark.parametrize("share", [0, 0.5, 0.95])
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv", "clip.ts", "still.png"])
+def test_a_disk_that_does_not_answer_is_not_taken_for_a_damaged_file(tmp_path, monkeypatch, name, share):
+    if name == "still.png":
+        numbered(3).save(tmp_path / name)
+    else:
+        write(tmp_path / name, EVEN)
+    FailingDisk.good = int(share * (tmp_path / name).stat().st_size)
+    monkeypatch.setattr(Path, "open", lambda path, *_, **__: FailingDisk(path))
+    with pytest.raises(ConnectionError, match=f"{name}: Input/output error"):
+        frames(str(tmp_path / name), ONE_A_SECOND, IMAGES)
 
 
 def test_frames_of_too_many_pixels_are_rejected_from_the_header(tmp_path):

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -195,6 +196,12 @@ def test_a_changed_recipe_is_not_resumed(
     assert "--set components.pictures.on_short=accept" in str(caught.value)
     with pytest.raises(BuildError, match="the recipe changed since it began"):
         made(wanted.model_copy(update={"seed": 3}), corpus, tmp_path / "out")
+    inputs = tmp_path / "out" / ".build" / "inputs.json"
+    before = inputs.read_text()
+    inputs.write_text(re.sub(r'("the version of longllava": "[0-9.]+)[+]\w+', r"\1+0123456789ab", before))
+    with pytest.raises(BuildError, match="the version of longllava changed since it began"):  # as by a `git pull`
+        made(wanted, corpus, tmp_path / "out")
+    inputs.write_text(before)
     accepting = recipe(
         tokenizer_folder, components={"pictures": {"source": "llava15", "count": 40, "on_short": "accept"}}
     )

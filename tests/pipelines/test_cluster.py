@@ -3,8 +3,10 @@
 import copy
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -116,6 +118,27 @@ def test_the_cluster_file_is_one_that_ray_takes(cluster: dict[str, Any]) -> None
     assert workers["min_workers"] == 0 < workers["max_workers"] <= cluster["max_workers"]
     assert workers["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
     assert cluster["available_node_types"]["head"]["resources"]["CPU"] == 0
+
+
+def test_the_cluster_file_installs_all_that_the_project_depends_on(tmp_path: Path, cluster: dict[str, Any]) -> None:
+    """Its command runs as on a node, with a pip that tells what it was asked for."""
+    for there, here in cluster["file_mounts"].items():
+        mounted = tmp_path / there.removeprefix("~/")
+        mounted.parent.mkdir(exist_ok=True)
+        shutil.copy(REPOSITORY / here, mounted)
+    programs = tmp_path / "venv/bin"
+    programs.mkdir(parents=True)
+    (programs / "python").symlink_to(sys.executable)
+    (programs / "pip").write_text('#!/bin/sh\ncat requirements.txt; test -s constraints.txt && echo "$@"\n')
+    (programs / "pip").chmod(0o755)
+    [command] = [line for line in cluster["setup_commands"] if "pip install" in line]
+    result = subprocess.run(
+        ["bash", "-c", command], env={**os.environ, "HOME": str(tmp_path)}, capture_output=True, text=True, check=True
+    )
+    *asked, arguments = result.stdout.splitlines()
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert sorted(asked) == sorted([*project["dependencies"], *project["optional-dependencies"]["s3"]])
+    assert arguments == "install -q -c constraints.txt -r requirements.txt ray[default]"
 
 
 @pytest.mark.parametrize("mistake", ["max_worker", "head_node_type", "resources"])

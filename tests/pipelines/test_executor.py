@@ -4,6 +4,8 @@ import errno
 import os
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -104,3 +106,14 @@ def test_a_second_executor_joins_the_first(executor: Executor) -> None:
     with Executor(workers=1) as second:
         assert second.cpus == 2
     assert list(executor.map(square, [2])) == [4]
+
+
+def test_a_folder_for_ray_that_is_not_there_is_named_in_words(tmp_path: Path) -> None:
+    (tmp_path / "llava15").mkdir()
+    (tmp_path / "llava15/llava_v1_5_mix665k.json").write_text("[]")
+    line = [sys.executable, "-m", "longllava", "ingest", "--data", str(tmp_path), "--out", str(tmp_path / "catalog")]
+    environment = {**os.environ, "RAY_TMPDIR": str(tmp_path / "nowhere")}
+    result = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert f"error: {tmp_path}/nowhere: no folder can be made there for Ray (No such file" in result.stderr
+    assert "Traceback" not in result.stderr

@@ -1,20 +1,28 @@
 """pipelines.ingest on a real Ray: nothing vanishes, and nothing is read twice."""
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
+import pickle
+import subprocess
+import sys
 from pathlib import Path
-from typing import ClassVar
+from typing import BinaryIO, ClassVar
 
 import pyarrow.parquet as pq
 import pytest
 
 from formats.catalog import CATALOG_SCHEMA, from_row, to_row
-from formats.errors import SourceError
+from formats.errors import BuildError, SourceError, UsageError
 from formats.sample import Media, Sample, Turn
+from pipelines.build import Request, alone
 from pipelines.executor import Executor
 from pipelines.ingest import Catalog, Location, ingested
 from pipelines.progress import Progress
+from recipes.schema import Recipe
+from validators.folder import Folder
 
 FILE = "llava_v1_5_mix665k.json"
 GOOD = {"id": 1, "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}
@@ -148,6 +156,95 @@ def test_a_catalog_that_is_being_read_stays_as_it_is(tmp_path: Path, executor: E
     assert not Path(first.files[0]).exists()
 
 
+def test_a_source_that_is_named_twice_is_taken_once(tmp_path: Path, executor: Executor) -> None:
+    write(tmp_path, [GOOD])
+    place = Location.below(str(tmp_path), "llava15")
+    with ingested([place, place], tmp_path / "catalog", executor, Progress()) as catalogs:
+        assert [catalog.location for catalog in catalogs] == [place]
+
+
+def test_commands_that_name_sources_in_other_orders_do_not_wait_in_a_circle(tmp_path: Path) -> None:
+    """Another command holds the source in the middle, until both have what they want before it."""
+    places = [Location.below(str(tmp_path), name) for name in ("allava", "llava15", "mantis")]
+    for source in ("allava", "mantis"):
+        (tmp_path / source).mkdir()
+    write(tmp_path, [GOOD])
+    catalog = tmp_path / "catalog"
+    (catalog / "llava15").mkdir(parents=True)
+    code = """
+import pickle, sys
+from formats.errors import SourceError
+from pipelines.executor import Executor
+from pipelines.ingest import ingested
+from pipelines.progress import Progress
+
+class Told(Progress):
+    def note(self, text):
+        print("waiting", flush=True)
+
+try:
+    with ingested(*pickle.load(sys.stdin.buffer), Executor(), Told()):
+        pass
+except SourceError:
+    print("had them all", flush=True)
+"""
+    commands = [
+        subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(2)
+    ]
+    with (catalog / "llava15" / ".lock").open("a+b") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for command, order in zip(commands, (places, places[::-1]), strict=True):
+            assert command.stdin is not None
+            assert command.stdout is not None
+            command.stdin.write(pickle.dumps((order, catalog)))
+            command.stdin.close()
+            assert command.stdout.readline() == b"waiting\n"
+    try:
+        assert {command.wait(timeout=20) for command in commands} == {0}
+    finally:
+        for command in commands:
+            command.kill()
+            command.stdout.close()
+
+
+def nfs_flock(file: BinaryIO, operation: int) -> None:
+    """`flock` as NFS version 4 has it: a shared lock needs a file open for reading, an exclusive one for writing."""
+    mode = fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE
+    if (operation & fcntl.LOCK_SH and mode == os.O_WRONLY) or (operation & fcntl.LOCK_EX and mode == os.O_RDONLY):
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    _flock(file, operation)
+
+
+_flock = fcntl.flock
+
+
+def test_a_catalog_may_lie_on_nfs(tmp_path: Path, executor: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, [GOOD])
+    monkeypatch.setattr(fcntl, "flock", nfs_flock)
+    first = run(tmp_path, executor)
+    with ingested([first.location], tmp_path / "catalog", executor, Progress()):
+        assert run(tmp_path, executor) == first
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_named_with_the_remedy(
+    tmp_path: Path, executor: Executor, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    write(tmp_path, [GOOD])
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(BuildError, match=r"catalog/llava15 is on a file system that gives no locks .*-o flock.*--cat"):
+        run(tmp_path, executor)
+    with (
+        pytest.raises(BuildError, match=r"out/.build is on a file system that gives no locks .*-o flock.*--out"),
+        alone(tmp_path / "out"),
+    ):
+        pass
+
+
 def test_a_fresh_catalog_may_be_read_only(tmp_path: Path, executor: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, [GOOD])
     first = run(tmp_path, executor)
@@ -159,9 +256,22 @@ def test_a_fresh_catalog_may_be_read_only(tmp_path: Path, executor: Executor, mo
     assert run(tmp_path, executor) == first
 
 
-def test_brackets_in_a_path_are_just_characters(tmp_path: Path, executor: Executor) -> None:
-    write(tmp_path / "da[1]ta*", [GOOD])
-    assert run(tmp_path / "da[1]ta*", executor).summary()["usable"] == 1
+@pytest.mark.parametrize("name", ["da[1]ta*", "a::b", "file::zip"])
+def test_brackets_and_colons_in_a_path_are_just_characters(tmp_path: Path, executor: Executor, name: str) -> None:
+    write(tmp_path / name, [GOOD])
+    assert run(tmp_path / name, executor).summary()["usable"] == 1
+    assert Folder(str(tmp_path / name)).size(f"llava15/{FILE}")
+
+
+def test_a_path_that_is_not_utf8_is_refused_in_words(tmp_path: Path) -> None:
+    odd = tmp_path / os.fsdecode(b"d\xe9")
+    for given in ({"data": odd}, {"out": odd}, {"catalog": odd}):
+        places = {"data": tmp_path, "out": tmp_path, "catalog": tmp_path, **given}
+        with pytest.raises(UsageError, match=r"/d\\udce9: this path is not UTF-8") as caught:
+            Request(Recipe.model_construct(), tmp_path, str(places["data"]), places["out"], places["catalog"])
+        assert str(caught.value).isascii()
+    with pytest.raises(UsageError, match="this path is not UTF-8"):
+        Location.below(str(odd), "llava15")
 
 
 def test_a_set_that_is_not_there_says_how_to_get_it(tmp_path: Path, executor: Executor) -> None:

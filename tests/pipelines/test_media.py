@@ -1,7 +1,9 @@
 import io
 import resource
 import tarfile
+import threading
 import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import av
@@ -15,6 +17,7 @@ from formats.errors import Reject
 from formats.imaging import ImageSettings, encode
 from formats.sample import Media
 from formats.video import VideoSettings
+from pipelines import media as media_module
 from pipelines.media import MediaStore, render_media
 from pipelines.storage import Root
 
@@ -340,3 +343,73 @@ def test_a_folder_without_pictures_or_with_a_clip_to_cut_is_rejected(tmp_path):
         render_media(video("clip"), str(tmp_path), IMAGES, VIDEO)
     with pytest.raises(Reject, match="broken-video: clip is a folder of frames, which has no clock"):
         render_media(Media(kind="video", path="clip", start=1), str(tmp_path), IMAGES, VIDEO)
+
+
+# HTTP
+
+
+class Server(BaseHTTPRequestHandler):
+    """Serves one folder's files; `status` is what it answers instead, `sized` whether it tells how long they are."""
+
+    protocol_version = "HTTP/1.1"
+    folder = Path()
+    status = 0
+    sized = True
+
+    def answer(self) -> None:
+        file = self.folder / self.path.lstrip("/")
+        status = self.status or (200 if file.is_file() else 404)
+        content = file.read_bytes() if status == 200 else b""
+        self.send_response(status)
+        if self.sized or status != 200:
+            self.send_header("Content-Length", str(len(content)))
+        else:
+            self.send_header("Transfer-Encoding", "chunked")
+            content = b"%x\r\n%b\r\n0\r\n\r\n" % (len(content), content)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    do_GET = do_HEAD = answer
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """The URL of a server of `tmp_path`."""
+    monkeypatch.setattr(Server, "folder", tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_server_that_does_not_answer_is_not_taken_for_an_absent_file(tmp_path, served, monkeypatch, status):
+    put(tmp_path, "a.jpg")
+    store = MediaStore(Root(served))
+    assert store.fetch(image("a.jpg")) == b"data"
+    with pytest.raises(Reject, match="media-missing"):
+        store.fetch(image("b.jpg"))
+    monkeypatch.setattr(Server, "status", status)
+    with pytest.raises(ConnectionError, match=f"{status}"):
+        store.fetch(image("a.jpg"))
+    monkeypatch.setattr(Server, "status", 410)
+    with pytest.raises(Reject, match="media-missing"):
+        store.fetch(image("a.jpg"))
+
+
+def test_a_server_that_is_down_is_not_taken_for_an_absent_file():
+    with pytest.raises(ConnectionError, match="ClientConnectorError"):
+        MediaStore(Root("http://127.0.0.1:9")).fetch(image("a.jpg"))
+
+
+def test_a_file_of_unknown_length_is_read_up_to_the_limit(tmp_path, served, monkeypatch):
+    put(tmp_path, "a.jpg", b"x" * 3_000_000)
+    monkeypatch.setattr(Server, "sized", False)
+    assert MediaStore(Root(served)).fetch(image("a.jpg")) == b"x" * 3_000_000
+    monkeypatch.setitem(media_module._LIMITS, "image", 2_999_999)
+    with pytest.raises(Reject, match=r"too-large: a\.jpg has 3,000,000 bytes; the limit is 2,999,999"):
+        MediaStore(Root(served)).fetch(image("a.jpg"))
