@@ -1,6 +1,5 @@
 """The data side's main loop: one recipe to one directory of shards."""
 
-import errno
 import fcntl
 import json
 import platform
@@ -15,8 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import duckdb
-
 from formats.errors import BuildError
 from formats.manifest import MANIFEST, SHARDS, TOKENIZER, file_sha256, read_manifest, write_atomically
 from formats.tokens import ChatTokenizer
@@ -24,6 +21,7 @@ from pipelines import overlaps
 from pipelines.curate import PictureBudget, refuse_overdrawn
 from pipelines.duplicates import Curator
 from pipelines.executor import Executor
+from pipelines.faults import told
 from pipelines.finish import Finisher, origins
 from pipelines.glimpses import thumbnails
 from pipelines.ingest import Catalog, Location, ingested
@@ -107,10 +105,8 @@ def go_on(request: Request, progress: Progress, reopen: Callable[[Site], bool] |
     Raises:
         UsageError: as `build`.
     """
-    try:
+    with told(request.out):
         return _build(request, progress, reopen)
-    except (OSError, duckdb.IOException, duckdb.OutOfMemoryException) as error:
-        raise BuildError(_explained(request.out, error)) from error
 
 
 def _build(request: Request, progress: Progress, reopen: Callable[[Site], bool] | None) -> dict[str, Any]:
@@ -259,14 +255,6 @@ def _refuse_url(out: Path) -> None:
             f"--out {out} is a URL; a build is written to a local disk, or on a cluster to one that all nodes share."
             " Upload the finished directory, manifest.json last; docs/cluster.md shows how"
         )
-
-
-def _explained(out: Path, error: Exception) -> str:
-    """What a failing disk or a lack of memory means for the user."""
-    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-    what = "the disk is full" if full else "disk or network failed"
-    remedy = "free some space, then run the same command again" if full else "run the same command again"
-    return f"{out}: {what} ({error}); what is done is kept: {remedy}"
 
 
 @contextmanager

@@ -253,6 +253,8 @@ def _outcome(reference: Any, work: _Work) -> tuple[list[Any], list[_Work]]:
         raise
     except (errors.WorkerCrashedError, errors.OutOfMemoryError, errors.NodeDiedError, errors.ObjectLostError) as error:
         return [], [_after_death(work, error)]
+    except (errors.RuntimeEnvSetupError, errors.OutOfDiskError) as error:  # of one node, perhaps; others may be well
+        return [], [_after_death(work, error)]
     except (errors.LocalRayletDiedError, errors.RaySystemError, errors.TaskCancelledError) as error:
         raise _RayDied(str(error)) from error
 
@@ -260,12 +262,27 @@ def _outcome(reference: Any, work: _Work) -> tuple[list[Any], list[_Work]]:
 def _after_death(work: _Work, error: Exception) -> _Work:
     work.deaths += 1
     if work.deaths >= _TRIES:
-        raise BuildError(
-            f"a worker died {_TRIES} times ({type(error).__name__}) over {work.item}; what is done is kept, so run"
-            " the same command again, with fewer --workers if memory ran out"
-        ) from error
+        what, remedy = _told(error, work.item)
+        raise BuildError(f"{what}; what is done is kept, so {remedy}") from error
     work.not_before = time.monotonic() + min(5.0, 0.1 * 2**work.deaths)
     return work
+
+
+def _told(error: Exception, item: Any) -> tuple[str, str]:
+    """What ended a task's workers, and what to do."""
+    kind, why = type(error).__name__, str(error).strip().rpartition("\n")[2]
+    if kind == "RuntimeEnvSetupError":
+        return f"a node could not be prepared for tasks {_TRIES} times ({why})", (
+            "see that every node can fetch the working folder and the packages of the job's runtime environment, then"
+            " run the same command again"
+        )
+    if kind == "OutOfDiskError":
+        return f"the disk of a node was full {_TRIES} times ({why})", (
+            "free some space where Ray keeps its files (RAY_TMPDIR, or /tmp), then run the same command again"
+        )
+    return f"a worker died {_TRIES} times ({kind}) over {item}", (
+        "run the same command again, with fewer --workers if memory ran out"
+    )
 
 
 def _after_storage_fault(work: _Work, error: Exception) -> _Work:
@@ -362,7 +379,7 @@ class _SessionFolder:
                 _remove_stale(stale)
         try:
             self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
-            self._lock = _locked(self.path)  # goes when this process does
+            self._lock = _locked(self.path, wait=True)  # goes when this process does
         except OSError as error:
             raise BuildError(
                 f"{base}: no folder can be made there for Ray ({error.strerror}); name one by the environment's"
@@ -391,8 +408,10 @@ def _remove_stale(folder: Path) -> None:
         os.close(lock)
 
 
-def _locked(folder: Path) -> int:
+def _locked(folder: Path, *, wait: bool = False) -> int:
     """An exclusive lock on a folder of this user, as a file descriptor.
+
+    `wait` is for a new folder: another process may hold it for the moment that it takes to see that it is empty.
 
     Raises:
         OSError: if another process holds it, or it is somebody else's.
@@ -401,7 +420,7 @@ def _locked(folder: Path) -> int:
     try:
         if os.fstat(handle).st_uid != os.getuid():
             raise PermissionError(f"{folder} belongs to another user")
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(handle)
         raise

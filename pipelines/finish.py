@@ -17,16 +17,17 @@ import pyarrow.parquet as pq
 from formats.errors import BuildError
 from formats.manifest import FORMAT, INDEX, MANIFEST, REJECTS, SHARDS, file_sha256, write_atomically, write_manifest
 from formats.protocol import VERSION
-from formats.shard import INDEX_SCHEMA, ShardSummary, shard_name
+from formats.shard import INDEX_SCHEMA, ShardSummary
 from formats.tokens import IMAGE_TOKEN, TOKENS_PER_IMAGE, ChatTokenizer
 from pipelines.card import CARD, card
 from pipelines.energon import write_meta, write_offsets
 from pipelines.ingest import Catalog
-from pipelines.notes import ShardNote, load_rejects, load_rows, shard_file, write_names
+from pipelines.notes import ShardNote, load_rejects, load_rows
 from pipelines.opened import OpenBuild
 from pipelines.overlaps import LEDGER, write_ledger
 from pipelines.page import REPORT, report_page
 from pipelines.plan import EarlierBuild, Planner, Pool
+from pipelines.publish import name_shards, publish
 
 _GROUP_ROWS = 100_000
 _REJECTS = pa.schema(
@@ -111,17 +112,14 @@ class Finisher:
     def _index(self, notes: Sequence[ShardNote], tallies: Mapping[str, Tally]) -> list[ShardSummary]:
         """Names the shards that hold samples, without gaps, and writes their rows as one index."""
         filled = [note for note in notes if note.samples]
-        names = {note.number: shard_name(i) for i, note in enumerate(filled)}
-        write_names(self.work, names)
+        names = name_shards(self.work, filled)
         with _replacing(self.out / INDEX) as temporary, _IndexWriter(temporary) as index:
             for note in filled:
                 rows = load_rows(self.work, note.number)
                 index.add(_with_shard(rows, names[note.number]))
                 _count(tallies, rows)
-                self._publish(note.number, names[note.number])
-                write_offsets(
-                    self.out / SHARDS / names[note.number], rows["offset"].to_pylist(), rows["size"].to_pylist()
-                )
+                shard = publish(self.out, self.work, note.number, names[note.number])
+                write_offsets(shard, rows["offset"].to_pylist(), rows["size"].to_pylist())
         self._remove_strays(set(names.values()))
         return [ShardSummary(f"{SHARDS}/{names[n.number]}", n.sha256, n.bytes, n.samples) for n in filled]
 
@@ -130,15 +128,6 @@ class Finisher:
         for path in (self.out / SHARDS).glob("train-*.tar*"):
             if path.name.split(".tar")[0] + ".tar" not in names:
                 path.unlink()
-
-    def _publish(self, number: int, name: str) -> None:
-        """Moves a shard to its final name; after a crash in between it may be there already."""
-        source, target = shard_file(self.work, number), self.out / SHARDS / name
-        target.parent.mkdir(exist_ok=True)
-        if source.exists():
-            source.replace(target)
-        elif not target.exists():
-            raise BuildError(f"{source} is gone; run the same command again")
 
     def _ledger(self, notes: Sequence[ShardNote], tallies: Mapping[str, Tally]) -> int:
         """Writes every record that was drawn and not written, with the one that took its place."""

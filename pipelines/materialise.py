@@ -81,8 +81,8 @@ class Ready:
 def build_shard(task: ShardTask) -> ShardNote:
     """Renders the rows of one shard; what cannot be used goes to the ledger and leaves a gap in the keys.
 
-    If an earlier worker died over this shard, each record is rendered in a process of its own, so that the one that
-    kills takes nothing else along and is rejected as "decoder-crash".
+    If an earlier worker died over this shard, records are rendered in another process, so that the one that kills takes
+    nothing else along: it is tried once more in a fresh process and then rejected as "decoder-crash".
 
     Raises:
         BuildError: if this machine would make other bytes than others, or the plan no longer fits what it draws from.
@@ -93,7 +93,7 @@ def build_shard(task: ShardTask) -> ShardNote:
     dead = remains(work, task.number)
     for path in dead:
         path.unlink(missing_ok=True)
-    with ShardWriter(shard_file(work, task.number)) as shard, Guard(RECORD_SECONDS, RECORD_MEMORY, calls=1) as alone:
+    with ShardWriter(shard_file(work, task.number)) as shard, Guard(RECORD_SECONDS, RECORD_MEMORY) as alone:
         render = (lambda row, settings: alone.call(render_row, row, settings)) if dead else render_row
         index, rejects = _fill(shard, task, render)
         summary = shard.finish() if index else ShardSummary("", "", 0, 0)

@@ -109,7 +109,7 @@ def load_note(work: Path, number: int) -> ShardNote | None:
         counters = {name: Counter(content[name]) for name in ("kept", "failed", "reasons", "dropped")}
         note = ShardNote(**{**content, **counters})
         whole = index_file(work, number).stat().st_size == note.index_bytes and (
-            not note.sha256 or _shard_place(work, number).stat().st_size == note.bytes
+            not note.sha256 or _size(work, number) == note.bytes
         )
     except (OSError, ValueError, TypeError, KeyError):
         return None
@@ -137,6 +137,15 @@ def remains(work: Path, number: int) -> list[Path]:
     return list((work / SHARDS).glob(f".{number:06d}.*.tmp"))
 
 
+def published_as(work: Path, number: int) -> Path | None:
+    """The final name that a shard was given, beside the work folder; None if it was given none."""
+    try:
+        names: dict[str, str] = json.loads((work / _NAMES).read_bytes())
+        return work.parent / SHARDS / names[str(number)]
+    except (FileNotFoundError, KeyError):
+        return None
+
+
 def write_names(work: Path, names: dict[int, str]) -> None:
     """Notes where shards will lie, before the first of them is moved there."""
     write_atomically(work / _NAMES, json.dumps(names).encode())
@@ -148,10 +157,8 @@ def _content(work: Path, number: int) -> dict[str, Any]:
     return content
 
 
-def _shard_place(work: Path, number: int) -> Path:
-    """Where a shard lies now: still at work, or already under its final name beside the work folder."""
-    path = shard_file(work, number)
-    if path.exists():
-        return path
-    names: dict[str, str] = json.loads((work / _NAMES).read_bytes())
-    return work.parent / SHARDS / names[str(number)]
+def _size(work: Path, number: int) -> int:
+    """Bytes of a shard: still at work, or already under its final name."""
+    own = shard_file(work, number)
+    path = own if own.exists() else published_as(work, number) or own
+    return path.stat().st_size

@@ -58,10 +58,14 @@ class OpenBuild:
     @contextmanager
     def samples(self) -> Iterator[duckdb.DuckDBPyConnection]:
         """A database with the index as the table `samples`; only the columns that a query names are read."""
-        with duckdb.connect() as db:
+        # A folder of its own: in a shared one a second user could not write.
+        with (
+            tempfile.TemporaryDirectory(prefix="longllava-", ignore_cleanup_errors=True) as folder,
+            duckdb.connect() as db,
+        ):
             db.execute(f"SET memory_limit = '{_MEMORY}'")
             db.execute("SET enable_progress_bar = false")
-            db.execute("SET temp_directory = $1", [f"{tempfile.gettempdir()}/longllava-duckdb"])
+            db.execute("SET temp_directory = $1", [f"{folder}/spill"])
             self.register(db, "samples")
             yield db
 

@@ -23,6 +23,7 @@ from formats.manifest import INDEX
 from formats.shard import SCORES
 from pipelines.curate import Drops, conditions
 from pipelines.ingest import Catalog
+from pipelines.shuffle import write_round
 from pipelines.sql import parquet as _parquet
 from pipelines.sql import text as _text
 from pipelines.sql import texts as _texts
@@ -155,18 +156,7 @@ class Planner:
             slices.append(self._slice(pool, stop))
             pool.drawn = stop
         file = self.folder / f"round-{number}.parquet"
-        self._db.execute(
-            f"""COPY (
-                WITH drawn AS (
-                    SELECT *, md5({_text(f"{self.recipe.seed}/order/")} || component || '/' || uid || '/' || copy) AS o
-                    FROM ({" UNION ALL ".join(slices)})
-                ), laid AS (SELECT * EXCLUDE o, {first} - 1 + row_number() OVER (ORDER BY o) AS position FROM drawn)
-                SELECT laid.*, record{", made" if self.made else ""}
-                FROM laid LEFT JOIN ({self._records()}) AS records ON records.uid = laid.uid AND NOT laid.replayed
-                {self._made()}
-                ORDER BY position
-            ) TO {_text(str(file))} (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 2048)"""
-        )
+        self._lay_out(slices, first, file)
         return Round(file, first, pq.read_metadata(file).num_rows)
 
     def rewind(self) -> None:
@@ -259,6 +249,30 @@ class Planner:
             FROM ({ranks}) JOIN {self._pool_table(pool.name)} AS pool
                 ON pool.rank = drawn_rank % {max(pool.size, 1)}"""
 
+    def _lay_out(self, slices: Sequence[str], first: int, file: Path) -> None:
+        """Writes drawn rows in their order, with their records, which no sort has to carry along."""
+        keys, places = self.folder / "keys.parquet", self.folder / "places.parquet"
+        self._db.execute(
+            f"""COPY (
+                WITH drawn AS (
+                    SELECT *, md5({_text(f"{self.recipe.seed}/order/")} || component || '/' || uid || '/' || copy) AS o
+                    FROM ({" UNION ALL ".join(slices)})
+                ), laid AS (SELECT * EXCLUDE o, {first} - 1 + row_number() OVER (ORDER BY o) AS position FROM drawn)
+                SELECT laid.*{", made" if self.made else ""} FROM laid {self._made()} ORDER BY position
+            ) TO {_text(str(keys))} (FORMAT parquet, COMPRESSION zstd)"""
+        )
+        catalog = [file for catalog in self.catalogs for file in catalog.files]
+        self._db.execute(
+            f"""COPY (
+                SELECT places.file, row, position
+                FROM {_parquet([keys])} JOIN ({_places_of(catalog)}) AS places USING (uid)
+                WHERE NOT replayed ORDER BY ALL
+            ) TO {_text(str(places))} (FORMAT parquet)"""
+        )
+        write_round(file, keys, places, catalog, first, self.folder / "records.tmp")
+        keys.unlink()
+        places.unlink()
+
     def _records(self) -> str:
         """All catalog rows as (uid, record)."""
         if not self.catalogs:
@@ -286,6 +300,15 @@ class Planner:
     def _count(self, query: str) -> int:
         (count,) = self._db.execute(f"SELECT count(*) {query}").fetchone() or (0,)
         return int(count)
+
+
+def _places_of(catalog: Sequence[str]) -> str:
+    """Where the records of a catalog's files lie, as SQL: uid, number of the file, row in it."""
+    if not catalog:
+        return "SELECT NULL::VARCHAR AS uid, 0 AS file, 0 AS row WHERE false"
+    numbers = f"SELECT unnest({_texts(catalog)}) AS filename, unnest(range({len(catalog)})) AS number"
+    rows = _parquet(catalog, "filename = true, file_row_number = true")
+    return f"SELECT uid, number AS file, file_row_number AS row FROM {rows} AS rows JOIN ({numbers}) USING (filename)"
 
 
 _INDEX_COLUMNS = ("key", "shard", "offset", "size", "sha256", "source", "modality")

@@ -15,6 +15,7 @@ from pipelines.build import Request, earlier_builds, locations, refuse_changed_o
 from pipelines.curate import PICTURE_REASONS, drop_share
 from pipelines.duplicates import Curator
 from pipelines.executor import Executor
+from pipelines.faults import told
 from pipelines.ingest import ingested
 from pipelines.materialise import Settings, ShardTask, build_shard
 from pipelines.notes import ShardNote, load_rows
@@ -31,10 +32,18 @@ def preview(request: Request, progress: Progress) -> dict[str, Any]:
         For each component its pool, what filters drop, what would be drawn and whether it falls short; and an
         estimate of samples, images, tokens, bytes, shards and seconds, from the first samples of the plan, which
         are a fair draw of the whole.
+
+    Raises:
+        UsageError: as `pipelines.build.build`.
     """
+    shared = request.catalog if request.address else None  # workers on other machines see no temporary folder of ours
+    with told(shared or Path(tempfile.gettempdir()), scratch=True):
+        return _preview(request, shared, progress)
+
+
+def _preview(request: Request, shared: Path | None, progress: Progress) -> dict[str, Any]:
     tokenizer = ChatTokenizer.load(request.recipe.tokenizer, request.recipe_folder)
     earlier = earlier_builds(request, tokenizer)
-    shared = request.catalog if request.address else None  # workers on other machines see no temporary folder of ours
     with (
         Executor(request.workers, request.address) as ray,
         ingested(locations(request, earlier), request.catalog, ray, progress) as catalogs,

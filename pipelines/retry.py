@@ -38,6 +38,7 @@ from pipelines.build import (
 )
 from pipelines.duplicates import Curator
 from pipelines.executor import Executor
+from pipelines.faults import told
 from pipelines.guard import Guard
 from pipelines.ingest import ingested
 from pipelines.materialise import RECORD_MEMORY, RECORD_SECONDS, Settings, ShardTask, render_row
@@ -164,11 +165,19 @@ def rehearse(request: Request, progress: Progress) -> dict[str, Any]:
     Returns:
         "tried", "mended" (records that can be used now), "changed" (those rejected for something else), both as
         `Verdict.as_dict`, and "failing": the others by reason.
+
+    Raises:
+        UsageError: as `retry`.
     """
+    shared = request.catalog if request.address else None  # workers on other machines see no temporary folder of ours
+    with told(shared or Path(tempfile.gettempdir()), scratch=True):
+        return _rehearse(request, shared, progress)
+
+
+def _rehearse(request: Request, shared: Path | None, progress: Progress) -> dict[str, Any]:
     tokenizer = tokenizer_of(request)
     earlier = earlier_builds(request, tokenizer)
     prints = overlaps.prints_of(request.recipe, request.recipe_folder)
-    shared = request.catalog if request.address else None  # workers on other machines see no temporary folder of ours
     again = _Again(request.out, progress)
     with (
         Executor(request.workers, request.address) as executor,

@@ -4,10 +4,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 
-def parquet(files: Sequence[str | Path]) -> str:
-    """A table of Parquet files; folders named "modality=video" or "[1]" on the way are just folders."""
+def parquet(files: Sequence[str | Path], *options: str) -> str:
+    """A table of Parquet files, with options for reading them.
+
+    Folders named "modality=video" or "[1]" on the way are just folders.
+    """
     names = ["".join(f"[{c}]" if c in "*?[" else c for c in str(file)) for file in files]
-    return f"read_parquet({texts(names)}, hive_partitioning = false)"
+    return f"read_parquet({', '.join((texts(names), 'hive_partitioning = false', *options))})"
 
 
 def text(value: str) -> str:

@@ -1,13 +1,14 @@
 """What a recipe may say, and loading one: every mistake at once, each with its file, line and remedy."""
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from formats.errors import RecipeError
@@ -18,7 +19,21 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _a_number_is_no_boolean(cls, value: Any, about: ValidationInfo) -> Any:
+        kinds = _kinds(cls.model_fields[about.field_name or ""].annotation)
+        if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
+            raise ValueError(f"must be a number; found {str(value).lower()}")
+        return value
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The types that an annotation is made of."""
+    parts = get_args(annotation)
+    return set().union(*map(_kinds, parts)) if parts else {annotation} if isinstance(annotation, type) else set()
 
 
 class ImageOptions(_Strict):
@@ -299,6 +314,8 @@ def _positions(root: yaml.Node, file: str) -> tuple[_Marks, list[str]]:
             for i, item in enumerate(node.value):
                 marks[(*path, str(i))] = _place(file, item.start_mark)
                 walk(item, (*path, str(i)))
+        if isinstance(node, yaml.ScalarNode) and (odd := _odd_number(node)):
+            problems.append(f"{_place(file, node.start_mark)}: {'.'.join(path)}: {odd}")
         if not isinstance(node, yaml.MappingNode):
             return
         for key, value in node.value:
@@ -310,6 +327,14 @@ def _positions(root: yaml.Node, file: str) -> tuple[_Marks, list[str]]:
 
     walk(root, ())
     return marks, problems
+
+
+def _odd_number(node: yaml.Node) -> str:
+    """What is odd about a number that YAML takes for another than people do: 010 for 8, 1:30 for 90."""
+    if node.tag != "tag:yaml.org,2002:int" or not re.fullmatch(r"[-+]?(0[0-9_]+|[0-9_]+(:[0-9]+)+)", node.value):
+        return ""
+    taken = yaml.safe_load(node.value)
+    return f"YAML takes {node.value} for {taken}; write {taken} if that is meant, and {node.value!r} if it is text"
 
 
 def _unshared(node: Any) -> Any:
@@ -335,8 +360,11 @@ def _apply(content: dict[str, Any], override: str, marks: _Marks) -> None:
             raise RecipeError(f"--set {override}: {parent} is not a mapping")
     try:
         node[last] = yaml.safe_load(value)
+        odd = _odd_number(yaml.compose(value, Loader=yaml.SafeLoader) or yaml.ScalarNode("", ""))
     except yaml.YAMLError as error:
         raise RecipeError(f"--set {override}: {value!r} is not a YAML value ({error})") from error
+    if odd:
+        raise RecipeError(f"--set {override}: {odd}")
     marks[tuple(key.split("."))] = f"--set {override}"
 
 

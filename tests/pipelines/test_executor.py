@@ -1,17 +1,21 @@
 """pipelines.executor on a real Ray."""
 
 import errno
+import fcntl
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from formats.errors import BuildError, SourceError
-from pipelines.executor import Executor
+from pipelines.executor import Executor, _after_death, _locked, _outcome, _SessionFolder, _Work
 
 
 def square(number: int) -> int:
@@ -79,6 +83,51 @@ def test_a_task_that_kills_every_worker_is_told_apart(executor: Executor, monkey
     with pytest.raises(BuildError, match="a worker died 3 times"):
         list(executor.map(die, [1]))
     assert list(executor.map(square, [2])) == [4]
+
+
+def test_a_node_that_cannot_fetch_what_a_task_needs_costs_it_a_try(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    elsewhere = {"working_dir": "https://127.0.0.1:1/job.zip"}  # where nobody listens
+    reference = ray.remote(runtime_env=elsewhere, max_retries=0)(square).remote(2)
+    work = _Work(2)
+    assert _outcome(reference, work) == ([], [work])
+    assert (work.deaths, work.not_before > time.monotonic() - 60) == (1, True)
+    monkeypatch.setattr("pipelines.executor._TRIES", 2)
+    with pytest.raises(BuildError, match=r"a node could not be prepared for tasks 2 times \(.*every node can fetch"):
+        _outcome(reference, work)
+
+
+def test_a_node_without_disk_space_is_told_when_no_other_takes_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    monkeypatch.setattr("pipelines.executor._TRIES", 1)
+    error = ray.exceptions.OutOfDiskError()
+    with pytest.raises(BuildError, match=r"disk of a node was full 1 times \(.*free some space .* same command again"):
+        _after_death(_Work(2), error)
+
+
+def test_a_new_session_folder_that_another_start_looks_at_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    make = tempfile.mkdtemp
+
+    def looked_at(**named: str) -> str:
+        path = make(**named)
+        handle = os.open(path, os.O_RDONLY)  # as the other does, to see whether it is stale
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        threading.Timer(0.2, os.close, (handle,)).start()
+        return path
+
+    monkeypatch.setattr(tempfile, "mkdtemp", looked_at)
+    folder = _SessionFolder()
+    with pytest.raises(BlockingIOError):
+        _locked(folder.path)  # it holds the lock now
+    folder.remove(None)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_storage_that_does_not_answer_is_asked_again(executor: Executor, tmp_path: Path) -> None:

@@ -98,6 +98,12 @@ def test_filters_count_what_they_drop_by_the_first_reason(tmp_path: Path) -> Non
         assert [pool.name for pool in made.short()] == ["a"]
 
 
+def test_a_draw_of_nothing_is_a_round_without_rows(tmp_path: Path) -> None:
+    with planner(tmp_path, recipe(a={"count": 7})) as made:
+        assert draw(made, a=0) == []
+        assert made.draw(1, {"a": 7}, 0).rows == 7
+
+
 def test_repeat_goes_through_the_pool_again(tmp_path: Path) -> None:
     with planner(tmp_path, recipe(a={"count": 120, "on_short": "repeat"})) as made:
         assert made.short() == []

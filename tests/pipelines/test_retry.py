@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageDraw
 
@@ -307,3 +308,20 @@ def test_a_later_build_is_not_retried_over_an_earlier_one_that_changed(
     shutil.copytree(sound, place / "mixed")
     with pytest.raises(BuildError, match="the build mixed changed since it was built"):
         retry(request_of(place / "third", str(place / "data")), Progress())
+
+
+def test_a_shard_that_was_empty_in_a_short_build_is_filled_by_a_retry(
+    place: Path, tokenizer_folder: Path, executor: Executor
+) -> None:
+    file = place / "data/llava15" / MIX
+    file.write_text(json.dumps(json.loads(file.read_text())[:6]))
+    mend(place, *range(6))
+    wanted = recipe(tokenizer_folder, samples_per_shard=1, components={"all": {**PICTURES_ONLY, "count": 6}})
+    made(wanted, place / "data", place / "sound")
+    second = int(pq.read_table(place / "sound/index.parquet")["id"][1].as_py().rpartition(":")[2])
+    (place / "data/llava15/coco" / f"{second}.jpg").unlink()
+    with pytest.raises(BuildError, match="asked 6, got 5"):
+        made(wanted, place / "data", place / "short")
+    mend(place, second)
+    assert retry(request_of(place / "short"), Progress())["totals"]["samples"] == 6
+    assert digests(place / "short") == digests(place / "sound")

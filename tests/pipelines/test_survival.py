@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,14 @@ from PIL import Image
 
 from formats.errors import BuildError
 from formats.manifest import read_manifest
-from pipelines.build import Request, build
+from pipelines.build import Request, build, locations, settings_of
 from pipelines.demo.tokenizer import train_tokenizer
 from pipelines.executor import Executor
+from pipelines.guard import Guard
+from pipelines.ingest import ingested
+from pipelines.materialise import ShardTask, build_shard
 from pipelines.notes import index_file, note_file, shard_file
+from pipelines.plan import Planner
 from pipelines.progress import NOTHING, Progress
 from pipelines.report import rejects
 from recipes.schema import Recipe, load_recipe
@@ -158,13 +163,34 @@ def test_a_url_as_output_is_refused_in_words(place: Path) -> None:
 def test_a_shard_over_which_a_worker_died_comes_out_the_same(
     place: Path, undisturbed: dict[str, Any], executor: Executor, tmp_path: Path
 ) -> None:
-    """Rendered record by record in processes of their own."""
+    """Rendered in a process beside the worker."""
     shards = tmp_path / "out/.build/shards"
     shards.mkdir(parents=True)
     for number in (0, 1, 5):
         (shards / f".{number:06d}.tar.99.tmp").write_bytes(b"as far as it came")
     build(request(place, tmp_path / "out"), Progress())
     assert digests(tmp_path / "out") == undisturbed
+
+
+def test_records_of_such_a_shard_share_one_process_while_none_kills_it(
+    place: Path, executor: Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process for each takes a second a record to start: after Ctrl-C all shards that were at work would crawl."""
+    wanted = request(place, tmp_path / "out")
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards/.000000.tar.99.tmp").write_bytes(b"as far as it came")
+    started: list[Guard] = []
+    start = Guard._start
+    monkeypatch.setattr(Guard, "_start", lambda guard: (started.append(guard), start(guard)))
+    with (
+        ingested(locations(wanted, {}), wanted.catalog, executor, Progress()) as catalogs,
+        closing(Planner(wanted.recipe, catalogs, {}, tmp_path / "plan")) as planner,
+    ):
+        drawn = planner.draw(0, {"a": PICTURES}, 0)
+        settings = settings_of(wanted, tmp_path, place / "tokenizer/tokenizer.json", catalogs, {})
+        note = build_shard(ShardTask(settings, 0, str(drawn.file), 0, PICTURES, 0))
+    assert (note.samples, note.failed.total()) == (PICTURES - 2, 2)
+    assert len(started) == 1
 
 
 # In processes and with a Ray of their own ---------------------------------------------------------------------------

@@ -51,6 +51,37 @@ def test_all_mistakes_are_told_at_once_with_line_and_remedy(tmp_path: Path) -> N
     ]
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "what"),
+    [
+        ("components.pictures.count", "true", "must be a number; found true"),
+        ("image.quality", "yes", "must be a number; found true"),
+        ("max_drop", "false", "must be a number; found false"),
+        ("limits.seconds", ".inf", "Input should be a finite number; found inf"),
+        ("filters.max_aspect", ".nan", "Input should be a finite number; found nan"),
+        ("components.pictures.count", "010", "YAML takes 010 for 8; write 8 if that is meant, and '010' if it is text"),
+        ("limits.seconds", "1:30", "YAML takes 1:30 for 90; write 90 if that is meant, and '1:30' if it is text"),
+    ],
+)
+def test_what_is_no_number_of_peoples_is_refused_with_its_key(tmp_path: Path, key: str, value: str, what: str) -> None:
+    found = complaints(tmp_path, GOOD, f"{key}={value}")[0]
+    assert found.startswith(f"--set {key}={value}: ")
+    assert found.endswith(what)
+    parents, _, last = key.rpartition(".")
+    if parents.startswith("components"):
+        text = GOOD.replace("count: 10", f"{last}: {value}")
+    else:
+        text = GOOD + (f"{parents}: {{{last}: {value}}}\n" if parents else f"{last}: {value}\n")
+    (line,) = complaints(tmp_path, text)
+    assert line.endswith(f": {key}: {what}")
+
+
+def test_words_that_look_like_numbers_may_stand_in_quotes(tmp_path: Path) -> None:
+    recipe = load(tmp_path, GOOD.replace("name: mixed", "name: '010'") + "description: 1:30 h\nduplicates: off\n")
+    assert (recipe.name, recipe.description, recipe.duplicates) == ("010", "1:30 h", "off")
+    assert load(tmp_path, GOOD, "image.passthrough=true").image.passthrough is True
+
+
 def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
     assert complaints(tmp_path, GOOD + "name: again\n") == ["r.yaml:11:1: name: stands twice; remove one"]
 
