@@ -6,12 +6,13 @@ from typing import Annotated
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from formats.errors import REASONS
 from validators.findings import Check, Finding, error
 from validators.folder import Folder
 from validators.index import Index
+from validators.lines import read_lines
 from validators.manifest import Block, Manifest
 
 
@@ -52,22 +53,14 @@ def check(folder: Folder, manifest: Manifest, index: Index | None) -> Check[list
 
 def _read(folder: Folder, manifest: Manifest) -> Check[tuple[list[Reject], int]]:
     """The well-formed lines, and the number of all lines."""
-    rejects, rows = [], 0
     name = manifest.rejects.file
-    with folder.open(name) as file:
-        for rows, line in enumerate(file, 1):
-            try:
-                reject = Reject.model_validate_json(line)
-            except ValidationError as problems:
-                shown = "; ".join(f"{'.'.join(map(str, p['loc'])) or 'all'}: {p['msg']}" for p in problems.errors())
-                yield error("ledger-row", f"line {rows}: {shown}", file=name)
-                continue
-            rejects.append(reject)
-            if reject.reason not in REASONS:
-                yield error("ledger-row", f"line {rows}: unknown reason {reject.reason!r}", file=name)
-            if reject.component not in manifest.components:
-                yield error("ledger-row", f"line {rows}: unknown component {reject.component!r}", file=name)
-    return rejects, rows
+    lines, rows = yield from read_lines(folder, name, Reject, "ledger-row")
+    for number, reject in lines:
+        if reject.reason not in REASONS:
+            yield error("ledger-row", f"line {number}: unknown reason {reject.reason!r}", file=name)
+        if reject.component not in manifest.components:
+            yield error("ledger-row", f"line {number}: unknown component {reject.component!r}", file=name)
+    return [reject for _, reject in lines], rows
 
 
 def _check_uids(rejects: list[Reject], manifest: Manifest, index: Index) -> Iterator[Finding]:

@@ -6,11 +6,12 @@ from typing import Annotated, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from validators.findings import Check, Finding, error, warning
 from validators.folder import Folder
 from validators.index import Index
+from validators.lines import read_lines
 from validators.manifest import FILE, Block, Manifest
 
 NAME = "overlaps.jsonl"
@@ -58,21 +59,13 @@ def check(folder: Folder, manifest: Manifest, index: Index | None) -> Check[None
 
 def _read(folder: Folder, manifest: Manifest) -> Check[tuple[list[Overlap], int]]:
     """The well-formed lines, and the number of all lines."""
-    overlaps, rows = [], 0
-    with folder.open(NAME) as file:
-        for rows, line in enumerate(file, 1):
-            try:
-                overlap = Overlap.model_validate_json(line)
-            except ValidationError as problems:
-                shown = "; ".join(f"{'.'.join(map(str, p['loc'])) or 'all'}: {p['msg']}" for p in problems.errors())
-                yield error("overlaps-row", f"line {rows}: {shown}", file=NAME)
-                continue
-            overlaps.append(overlap)
-            if overlap.component not in manifest.components:
-                yield error("overlaps-row", f"line {rows}: unknown component {overlap.component!r}", file=NAME)
-            if overlap.other_side is None:
-                yield error("overlaps-row", f"line {rows}: it does not say with what it collides", file=NAME)
-    return overlaps, rows
+    lines, rows = yield from read_lines(folder, NAME, Overlap, "overlaps-row")
+    for number, overlap in lines:
+        if overlap.component not in manifest.components:
+            yield error("overlaps-row", f"line {number}: unknown component {overlap.component!r}", file=NAME)
+        if overlap.other_side is None:
+            yield error("overlaps-row", f"line {number}: it does not say with what it collides", file=NAME)
+    return [overlap for _, overlap in lines], rows
 
 
 def _check_counts(overlaps: list[Overlap], manifest: Manifest) -> Iterator[Finding]:
