@@ -242,6 +242,8 @@ def _outcome(reference: Any, work: _Work) -> tuple[list[Any], list[_Work]]:
     import ray
 
     errors = ray.exceptions
+    deaths = (errors.WorkerCrashedError, errors.OutOfMemoryError, errors.NodeDiedError, errors.ObjectLostError)
+    one_node = (errors.RuntimeEnvSetupError, errors.OutOfDiskError)  # others may be well
     try:
         return [ray.get(reference)], []
     except errors.RayTaskError as error:
@@ -251,9 +253,7 @@ def _outcome(reference: Any, work: _Work) -> tuple[list[Any], list[_Work]]:
         if isinstance(cause, (LongLlavaError, OSError)):
             raise cause from None
         raise
-    except (errors.WorkerCrashedError, errors.OutOfMemoryError, errors.NodeDiedError, errors.ObjectLostError) as error:
-        return [], [_after_death(work, error)]
-    except (errors.RuntimeEnvSetupError, errors.OutOfDiskError) as error:  # of one node, perhaps; others may be well
+    except (*deaths, *one_node) as error:
         return [], [_after_death(work, error)]
     except (errors.LocalRayletDiedError, errors.RaySystemError, errors.TaskCancelledError) as error:
         raise _RayDied(str(error)) from error

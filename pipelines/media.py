@@ -205,7 +205,7 @@ def _readable(where: str) -> Iterator[None]:
         OSError,
         EOFError,
         ValueError,
-        RuntimeError,  # an encrypted member; NotImplementedError, a compression that is not known here
+        RuntimeError,  # an encrypted member, or a compression that is not known here
         struct.error,
         zlib.error,
         lzma.LZMAError,
